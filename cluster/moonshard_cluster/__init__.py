@@ -1,0 +1,1 @@
+"""The `moonshard` command and the launchers that place workers."""

@@ -1,0 +1,123 @@
+"""The configuration of a cell: read once, checked, frozen.
+
+Unknown keys fail and name the nearest valid one. "auto" is resolved by the launcher before the workers see it.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moonshard.errors import ConfigError
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RouterConfig(_Section):
+    """The front door. `port` 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 50051
+    max_queue: PositiveInt = 1024
+    max_message_mb: PositiveInt = 64
+    default_max_tokens: PositiveInt = 2048
+
+
+class AttentionConfig(_Section):
+    """Limits of one attention worker. KV capacity is num_blocks x block_size tokens."""
+
+    max_num_seqs: PositiveInt = 64
+    max_step_tokens: PositiveInt = 512
+    prefill_chunk: PositiveInt = 256
+    block_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    num_blocks: PositiveInt = 4096
+
+
+class TimeoutConfig(_Section):
+    """Every wait has one of these limits, in seconds."""
+
+    load_s: PositiveSeconds = 3600.0
+    join_s: PositiveSeconds = 60.0
+    combine_s: PositiveSeconds = 60.0
+    heartbeat_s: PositiveSeconds = 1.0
+    drain_s: PositiveSeconds = 30.0
+
+
+class MetricsConfig(_Section):
+    """Where /metrics is served. `base_port` 0 takes free ports; else router, attention workers and shards
+    take base_port, base_port + 1 ..., in this order."""
+
+    host: str = "127.0.0.1"
+    base_port: Port = 0
+
+
+class CellConfig(_Section):
+    """One cell: a router, its attention workers and its expert shards."""
+
+    checkpoint: Path
+    model_name: str = ""
+    num_shards: PositiveInt = 8
+    num_attention: PositiveInt = 1
+    transport: Literal["links", "all_to_all"] = "links"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    latent_norm_eps: float | None = Field(default=None, gt=0)
+    threads_per_worker: PositiveInt = 1
+    run_dir: Path = Path("/tmp/moonshard")
+    collective_address: str = "127.0.0.1:29500"
+    router: RouterConfig = RouterConfig()
+    attention: AttentionConfig = AttentionConfig()
+    timeouts: TimeoutConfig = TimeoutConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @classmethod
+    def build(cls, values: dict[str, Any]) -> Self:
+        """Check plain values. Raises ConfigError naming the key, the value and, for a typo, the nearest key."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _first_problem(cls, error) from None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a TOML or JSON file."""
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise ConfigError("config", f"cannot read {path}: {error.strerror}") from None
+        if path.suffix == ".toml":
+            try:
+                return cls.build(tomllib.loads(raw.decode()))
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise ConfigError("config", f"{path} is not TOML: {error}") from None
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise _first_problem(cls, error) from None
+
+
+def _first_problem(model: type[BaseModel], error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path) or "config"
+    if first["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(path[-1], _keys(model, path[:-1]), n=1, cutoff=0.0)
+        return ConfigError(key, f"unknown key; did you mean {nearest[0]!r}?")
+    if first["type"] == "missing":
+        return ConfigError(key, "is required")
+    return ConfigError(key, f"{first['msg']}, got {first['input']!r}")
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""The front door: public API, tokenizer and template, queue, admission, membership. Imports no torch."""

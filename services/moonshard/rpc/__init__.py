@@ -1,0 +1,1 @@
+"""gRPC scaffold: server, health, reflection, domain <-> message codec."""

@@ -1,0 +1,1 @@
+"""Dispatch and combine: the data plane between attention workers and expert shards."""

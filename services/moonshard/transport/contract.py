@@ -1,0 +1,146 @@
+"""The contract of the data plane, and what every transport shares.
+
+Shapes: T rows of one step on an attention worker, R rows of a batch on a shard, D hidden size, K experts per token.
+
+One copy of a row travels to each shard that holds at least one of its experts, with the row's K expert ids
+(-1 where the expert lives elsewhere) and K weights. The shard answers with one weighted sum per row. The attention
+side adds the shards' sums in shard order, not in arrival order: same inputs, same bits.
+
+Lifecycle on the attention side, once per iteration:
+    begin_step(T); for each MoE layer in order: handle = dispatch(...); <shared expert>; y = combine(handle)
+and `idle()` when there is nothing to run. On the expert side: batch = receive(); reply(batch, y).
+
+Who closes what: each side closes its own ends with `close()`, from the thread that uses it; only `wake()` may be
+called from another thread.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from moonshard.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class WireSpec:
+    """What both ends must agree on before the first row travels.
+
+    moe_layers: indices of the MoE layers in order (in K2.5: 1..60). row_dtype: dtype of rows in both directions.
+    checkpoint_id: fingerprint of the checkpoint's configuration. epoch: membership the links were opened under.
+    """
+
+    hidden_size: int
+    top_k: int
+    num_experts: int
+    num_shards: int
+    moe_layers: tuple[int, ...]
+    row_dtype: torch.dtype
+    checkpoint_id: str
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.row_dtype not in (torch.float32, torch.bfloat16):
+            raise ConfigError("row_dtype", f"must be float32 or bfloat16, got {self.row_dtype}")
+
+    def experts_of(self, shard: int) -> range:
+        per_shard = self.num_experts // self.num_shards
+        return range(shard * per_shard, (shard + 1) * per_shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows [start, stop) of a batch came from one message of one attention worker."""
+
+    source: int
+    step: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertBatch:
+    """What a shard computes at once: rows of one layer, possibly from several attention workers.
+
+    x_RD: rows, row_dtype. topk_ids_RK: int32 logical expert ids, -1 where not on this shard.
+    topk_weights_RK: float32. ticket: the transport's own; pass it back untouched.
+    """
+
+    layer: int
+    x_RD: Tensor
+    topk_ids_RK: Tensor
+    topk_weights_RK: Tensor
+    segments: tuple[Segment, ...]
+    ticket: Any = None
+
+
+@dataclass(slots=True)
+class TransportStats:
+    """Totals since start, read by the metrics collector. Seconds and bytes; one list entry per shard or source."""
+
+    sent_bytes: list[int] = field(default_factory=list)
+    received_bytes: list[int] = field(default_factory=list)
+    wait_s: list[float] = field(default_factory=list)
+    num_dispatches: int = 0
+    num_rows: int = 0
+
+    @classmethod
+    def for_peers(cls, num_peers: int) -> "TransportStats":
+        return cls([0] * num_peers, [0] * num_peers, [0.0] * num_peers)
+
+
+class Dispatcher(Protocol):
+    """Attention side. Not thread-safe, `wake` excepted."""
+
+    stats: TransportStats
+
+    def begin_step(self, num_rows: int) -> None:
+        """Announce an iteration of `num_rows` rows."""
+
+    def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Any:
+        """Send rows to the shards of their experts; returns the handle that owns them until combine is done."""
+
+    def combine(self, handle: Any) -> Tensor:
+        """Wait for the shards' sums and add them in shard order: y_TD, float32.
+
+        Raises PeerLost, TransportTimeout or ProtocolMismatch naming shard, layer and step.
+        """
+
+    def idle(self, timeout_s: float) -> None:
+        """Return when `wake` was called or after timeout_s; serves the transport's own duties meanwhile."""
+
+    def wake(self) -> None:
+        """End the current or next `idle`. May be called from any thread."""
+
+    def close(self) -> None: ...
+
+
+class Endpoint(Protocol):
+    """Expert side. Not thread-safe."""
+
+    stats: TransportStats
+
+    def receive(self, timeout_s: float) -> ExpertBatch | None:
+        """The next batch, or None after timeout_s without one. Raises TransportError."""
+
+    def reply(self, batch: ExpertBatch, y_RD: Tensor) -> None:
+        """Send the weighted sums (float32 or row_dtype) back to where the batch's rows came from."""
+
+    def close(self) -> None: ...
+
+
+def mask_foreign(topk_ids_TK: Tensor, experts: range) -> Tensor:
+    """int32 ids with -1 where the expert is not in `experts`."""
+    local = (topk_ids_TK >= experts.start) & (topk_ids_TK < experts.stop)
+    return torch.where(local, topk_ids_TK, -1).to(torch.int32)
+
+
+def sum_in_shard_order(parts: Sequence[tuple[Tensor, Tensor]], num_rows: int, hidden_size: int) -> Tensor:
+    """Add (row indices, sums) of the shards, given in shard order, to float32 rows [num_rows, hidden_size]."""
+    device = parts[0][1].device if parts else None
+    y_TD = torch.zeros(num_rows, hidden_size, dtype=torch.float32, device=device)
+    for rows, sums in parts:
+        y_TD[rows] += sums.float()
+    return y_TD

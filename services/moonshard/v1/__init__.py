@@ -1,0 +1,1 @@
+"""Generated from protos/moonshard/v1; only rpc and the servicers import it."""
