@@ -15,3 +15,14 @@ def shared_data() -> Path:
     if not data.is_dir():
         pytest.skip("the published K2.5 files are not here")
     return data
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo checkpoint of a few megabytes: 384 experts, one dense and two MoE layers."""
+    from moonshard_cluster.demo.checkpoint import write_demo
+    from moonshard_cluster.demo.spec import DemoSpec
+
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    write_demo(path, DemoSpec.tiny())
+    return path

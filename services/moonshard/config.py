@@ -60,13 +60,20 @@ class MetricsConfig(_Section):
 
 
 class CellConfig(_Section):
-    """One cell: a router, its attention workers and its expert shards."""
+    """One cell: a router, its attention workers and its expert shards.
+
+    links: sockets of the `links` transport. latent_norm_eps: None takes the checkpoint's rms_norm_eps, as vLLM and
+    SGLang do; 1e-6 is what transformers computes (specification 2.1). run_dir holds sockets and router.json.
+    collective_address: where rank 0 of the `all_to_all` transport meets the others.
+    """
 
     checkpoint: Path
     model_name: str = ""
     num_shards: PositiveInt = 8
     num_attention: PositiveInt = 1
     transport: Literal["links", "all_to_all"] = "links"
+    links: Literal["unix", "tcp"] = "unix"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     latent_norm_eps: float | None = Field(default=None, gt=0)
     threads_per_worker: PositiveInt = 1

@@ -1,0 +1,39 @@
+"""The `moonshard` command. Each subcommand lives in a module of its own; heavy imports happen inside them."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
+from moonshard_cluster.commands import ask, demo_model, inspect, status, up
+
+app = typer.Typer(
+    name="moonshard",
+    help="Serve Kimi K2.5 with its experts in processes of their own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("chat")(ask.chat)
+app.command("generate")(ask.generate)
+app.command("status")(status.status)
+app.command("inspect")(inspect.inspect)
+app.command("demo-model")(demo_model.demo_model)
+
+# As in sysexits and most command lines: 2 is the user's to mend, 1 is not.
+USER_ERRORS = (ConfigError, CheckpointError, RequestError)
+
+
+def main() -> None:
+    """Entry point: refusals become one line on standard error and an exit status."""
+    try:
+        app()
+    except MoonshardError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2 if isinstance(error, USER_ERRORS) else 1)
+
+
+if __name__ == "__main__":
+    main()

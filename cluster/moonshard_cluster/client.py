@@ -1,0 +1,65 @@
+"""A synchronous client of a running cell, for the command line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from moonshard.errors import MoonshardError, Overloaded, RequestError, Unavailable
+from moonshard.v1 import control_pb2, inference_pb2
+from moonshard.v1.control_pb2_grpc import ClusterStub
+from moonshard.v1.inference_pb2_grpc import InferenceStub
+
+DEFAULT_ROUTER = "127.0.0.1:50051"
+STATUS_TIMEOUT_S = 5.0
+
+
+class Client:
+    """Stubs of one router. Every call has a deadline; failures are the errors of errors.py."""
+
+    def __init__(self, address: str = DEFAULT_ROUTER) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address)
+        self._inference = InferenceStub(self._channel)
+        self._cluster = ClusterStub(self._channel)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def status(self) -> control_pb2.GetStatusResponse:
+        with self._failures():
+            return self._cluster.GetStatus(control_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S)
+
+    def model(self) -> inference_pb2.GetModelResponse:
+        with self._failures():
+            return self._inference.GetModel(inference_pb2.GetModelRequest(), timeout=STATUS_TIMEOUT_S)
+
+    def generate(
+        self, request: inference_pb2.GenerateRequest, timeout_s: float
+    ) -> Iterator[inference_pb2.GenerateResponse]:
+        with self._failures():
+            yield from self._inference.Generate(request, timeout=timeout_s)
+
+    def chat(self, request: inference_pb2.ChatRequest, timeout_s: float) -> Iterator[inference_pb2.ChatResponse]:
+        with self._failures():
+            yield from self._inference.Chat(request, timeout=timeout_s)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise _translate(error, self.address) from None
+
+
+def _translate(error: grpc.RpcError, address: str) -> MoonshardError:
+    code, details = error.code(), error.details() or ""
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS):
+        field, _, problem = details.partition(": ")
+        return RequestError(field, problem)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Overloaded(details, retry_after_s=1.0)
+    return Unavailable(f"the router at {address} answers {code.name}: {details}")

@@ -1,0 +1,126 @@
+"""`moonshard up`: a whole cell on this machine, until Ctrl-C."""
+
+import shutil
+import signal
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from moonshard.config import CellConfig
+from moonshard.errors import Unavailable
+from moonshard.v1 import inference_pb2 as pb
+from moonshard_cluster.client import Client
+from moonshard_cluster.commands import ask
+from moonshard_cluster.commands.status import render
+from moonshard_cluster.cache import cache_dir
+from moonshard_cluster.demo.cache import ensure_demo
+from moonshard_cluster.demo.spec import DemoSpec
+from moonshard_cluster.local.plan import plan_cell
+from moonshard_cluster.local.progress import LoadBars, wait_ready
+from moonshard_cluster.local.supervisor import LocalCluster
+
+KEPT_LOGS = 5
+
+
+def up(
+    checkpoint: Annotated[Path | None, typer.Argument(help="checkpoint directory; without it, the demo")] = None,
+    attention: Annotated[int | None, typer.Option("--attention", help="attention workers [1]")] = None,
+    shards: Annotated[int | None, typer.Option("--shards", help="expert shards [8]")] = None,
+    transport: Annotated[str | None, typer.Option("--transport", help="links or all_to_all [links]")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="the router's gRPC port; 0 is any [50051]")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32 or bfloat16 [auto]")] = None,
+    max_seqs: Annotated[int | None, typer.Option("--max-seqs", help="sequences per attention worker [64]")] = None,
+    kv_blocks: Annotated[int | None, typer.Option("--kv-blocks", help="KV blocks per attention worker [4096]")] = None,
+    prefill_chunk: Annotated[int | None, typer.Option("--prefill-chunk", help="prompt tokens per step [256]")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="threads per worker [cores / workers]")] = None,
+    latent_norm_eps: Annotated[
+        float | None, typer.Option("--latent-norm-eps", help="eps of MLA's latent norms [the checkpoint's]")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", help="first of the /metrics ports; 0 is any [0]")
+    ] = None,
+    log_dir: Annotated[Path | None, typer.Option("--log-dir", help="where the processes' logs go")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="model name in the API and in metrics")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML or JSON; flags win over it")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="ask this as soon as the cell is ready")] = None,
+    once: Annotated[bool, typer.Option("--once", help="stop after --prompt is answered")] = False,
+) -> None:
+    """Start a router, attention workers and expert shards, and serve until Ctrl-C."""
+    console = Console(stderr=True)
+    values = {
+        "checkpoint": checkpoint,
+        "num_attention": attention,
+        "num_shards": shards,
+        "transport": transport,
+        "dtype": dtype,
+        "latent_norm_eps": latent_norm_eps,
+        "threads_per_worker": threads,
+        "model_name": name,
+        "router": {"port": port},
+        "attention": {"max_num_seqs": max_seqs, "num_blocks": kv_blocks, "prefill_chunk": prefill_chunk},
+        "metrics": {"base_port": metrics_port},
+    }
+    if checkpoint is None and config_file is None:
+        values["checkpoint"] = _demo(console)
+    _serve(console, plan_cell(values, config_file), log_dir or _log_dir(), prompt, once)
+
+
+def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | None, once: bool) -> None:
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with LocalCluster(config, log_dir) as cluster:
+        try:
+            with ExitStack() as stack:
+                cluster.start()
+                client = stack.enter_context(Client(cluster.router_address))
+                with LoadBars(console) as bars:
+                    found = wait_ready(cluster, client, bars)
+                console.print(render(found))
+                console.print(
+                    f"\nready after {time.monotonic() - started:.1f} s: gRPC on {cluster.router_address}, "
+                    f"logs in {cluster.log_dir}\n"
+                    f'try:  moonshard chat --router {cluster.router_address} "How does a mixture of experts work?"\n',
+                    highlight=False,
+                )
+                if prompt is not None:
+                    _answer(client, prompt)
+                if not once:
+                    _watch(cluster)
+        except KeyboardInterrupt:
+            console.print("\ndraining; Ctrl-C again to stop at once")
+        # A second Ctrl-C leaves through the context manager, which kills.
+        cluster.drain()
+
+
+def _answer(client: Client, prompt: str) -> None:
+    request = pb.ChatRequest(messages=[pb.Message(role="user", content=prompt)], sampling=pb.SamplingParams(max_tokens=64))
+    ask.stream(client.chat(request, timeout_s=600.0))
+
+
+def _watch(cluster: LocalCluster) -> None:
+    """Serve until a child dies, which ends the cell."""
+    if dead := cluster.wait(None):
+        raise Unavailable("; ".join(map(str, dead)) + "\nstopping the cell")
+
+
+def _demo(console: Console) -> Path:
+    """The default demo checkpoint, written on the first use."""
+    with Progress(TextColumn("writing the demo checkpoint"), BarColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("demo", total=None)
+        return ensure_demo(DemoSpec.small(), lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _log_dir() -> Path:
+    """A fresh directory for this run's logs; those of the oldest runs are removed."""
+    root = cache_dir() / "logs"
+    root.mkdir(parents=True, exist_ok=True)
+    runs = sorted(path for path in root.iterdir() if path.is_dir())
+    for old in runs[: len(runs) - KEPT_LOGS + 1]:
+        shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=root))

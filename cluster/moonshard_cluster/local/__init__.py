@@ -1,0 +1,1 @@
+"""A whole cell as processes of this machine."""

@@ -1,0 +1,63 @@
+"""From what the user asked to the complete configuration of a cell on this machine: every "auto" resolved."""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from moonshard.config import CellConfig
+from moonshard.model.config import ModelConfig
+from moonshard.topology import Topology
+
+
+def plan_cell(values: dict[str, Any], file: Path | None = None) -> CellConfig:
+    """Check `values` (flags) over those of `file`, and the checkpoint's config.json against them.
+
+    The cell gets a run directory of its own. Raises ConfigError or CheckpointError before any process starts.
+    """
+    base = CellConfig.read(file).model_dump(exclude_unset=True) if file else {}
+    config = CellConfig.build(_merge(base, values))
+    model = ModelConfig.from_dir(config.checkpoint)
+    topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention)
+    device = _device(config, topology)
+    return config.model_copy(
+        update={
+            "checkpoint": config.checkpoint.resolve(),
+            "model_name": config.model_name or config.checkpoint.resolve().name,
+            "run_dir": Path(tempfile.mkdtemp(prefix="moonshard-")),
+            "collective_address": f"127.0.0.1:{_free_port()}",
+            "device": device,
+            "dtype": config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
+            "threads_per_worker": values.get("threads_per_worker")
+            or max(1, (os.cpu_count() or 1) // topology.world_size),
+        }
+    )
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins, section by section; None means not given."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict):
+            merged[key] = _merge(base.get(key, {}), value)
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def _device(config: CellConfig, topology: Topology) -> str:
+    """CUDA only when every rank can own a device and the transport can use it. Never run on one so far."""
+    if config.device != "auto" or config.transport != "all_to_all":
+        return "cpu" if config.device == "auto" else config.device
+    import torch
+
+    return "cuda" if torch.cuda.device_count() >= topology.world_size else "cpu"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert isinstance(port, int)
+    return port

@@ -1,0 +1,65 @@
+"""Watches a starting cell: a bar per loading worker until the router says it is ready."""
+
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+from moonshard.errors import Unavailable
+from moonshard.v1 import control_pb2 as pb
+from moonshard_cluster.client import Client
+from moonshard_cluster.local.supervisor import LocalCluster
+
+REFRESH_S = 0.1
+
+
+class Watcher(Protocol):
+    """Told of every status on the way to readiness."""
+
+    def update(self, found: pb.GetStatusResponse) -> None: ...
+
+
+def wait_ready(cluster: LocalCluster, client: Client, watcher: Watcher | None = None) -> pb.GetStatusResponse:
+    """Block until the cell is ready; raises Unavailable with a dead child's last words, or after load_s."""
+    limit_s = cluster.config.timeouts.load_s
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        found = client.status()
+        if watcher:
+            watcher.update(found)
+        if found.ready:
+            return found
+        if dead := cluster.wait(REFRESH_S):
+            raise Unavailable("; ".join(map(str, dead)))
+    raise Unavailable(f"the cell was not ready within {limit_s:g} s")
+
+
+class LoadBars:
+    """One bar per worker, as it joins. Use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[state]}"))
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "LoadBars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, found: pb.GetStatusResponse) -> None:
+        for worker in sorted(found.workers, key=lambda w: (w.role, w.rank)):
+            if worker.role == pb.ROLE_ROUTER:
+                continue
+            name = f"{pb.Role.Name(worker.role).removeprefix('ROLE_').lower()}-{worker.rank}"
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(name, total=None, state="")
+            state = pb.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
+            total = worker.total_bytes or None
+            done = worker.total_bytes if worker.state == pb.WORKER_STATE_READY else worker.loaded_bytes
+            self._progress.update(self._tasks[name], total=total, completed=done, state=state)
+
+

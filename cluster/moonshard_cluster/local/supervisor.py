@@ -1,0 +1,162 @@
+"""Starts the processes of a cell on this machine, notices when one dies, and leaves none behind."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from moonshard.config import CellConfig
+from moonshard.errors import Unavailable
+from moonshard_cluster.local import children
+
+# After the drain, workers get this long to end by themselves; then they are killed.
+STOP_S = 5.0
+LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A child that ended though nobody asked it to."""
+
+    name: str
+    pid: int
+    exit_code: int
+    log_path: Path
+
+    def __str__(self) -> str:
+        how = f"was killed by {_signal_name(-self.exit_code)}" if self.exit_code < 0 else f"exited {self.exit_code}"
+        lines = self.last_lines()
+        told = "its last lines:\n  " + "\n  ".join(lines) if lines else "it logged nothing"
+        return f"{self.name} (pid {self.pid}) {how}; {told}\n  full log: {self.log_path}"
+
+    def last_lines(self) -> list[str]:
+        with contextlib.suppress(OSError):
+            return self.log_path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        return []
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    name: str
+    process: BaseProcess
+    log_path: Path
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def death(self) -> Death:
+        self.process.join(timeout=1)
+        code = self.process.exitcode
+        return Death(self.name, self.pid, -signal.SIGKILL if code is None else code, self.log_path)
+
+    def signal(self, number: int) -> None:
+        if self.process.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+class LocalCluster:
+    """One cell on this machine. Use as a context manager: leaving it stops every process and removes run_dir.
+
+    config: complete, "auto" resolved, with a run_dir of its own. log_dir: one file per process, kept.
+    """
+
+    def __init__(self, config: CellConfig, log_dir: Path) -> None:
+        self.config = config
+        self.log_dir = log_dir
+        self.router_address = ""
+        self.children: list[Child] = []
+        self._config_path = config.run_dir / "cell.json"
+
+    def __enter__(self) -> "LocalCluster":
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self.config.run_dir.mkdir(parents=True, exist_ok=True)
+        self._config_path.write_text(self.config.model_dump_json())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self.config.run_dir, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start all processes; returns when the router listens. Raises Unavailable with a dead child's last words."""
+        workers = multiprocessing.get_context("forkserver")
+        workers.set_forkserver_preload(["moonshard_cluster.local.preload"])
+        config, run_dir = self.config, self.config.run_dir
+        fresh = multiprocessing.get_context("spawn")
+        log_path = self.log_dir / "router.log"
+        self._start(
+            "router", fresh.Process(target=children.run_router, args=(self._config_path, run_dir, log_path)), log_path
+        )
+        self.router_address = self._await_router()
+        names = [("attention", rank) for rank in range(config.num_attention)]
+        names += [("expert", rank) for rank in range(config.num_shards)]
+        for role, rank in names:
+            log_path = self.log_dir / f"{role}-{rank}.log"
+            arguments = (role, rank, self._config_path, self.router_address, run_dir, log_path)
+            self._start(f"{role}-{rank}", workers.Process(target=children.run_worker, args=arguments), log_path)
+
+    def wait(self, timeout_s: float | None) -> list[Death]:
+        """Block until a child dies, or timeout_s; the dead, in the order of starting."""
+        alive = {child.process.sentinel: child for child in self.children}
+        ended = set(wait(list(alive), timeout_s))
+        return [child.death() for sentinel, child in alive.items() if sentinel in ended]
+
+    def drain(self) -> None:
+        """Let the router finish what runs and end the workers; bounded by its drain limit."""
+        router = self.children[0]
+        router.signal(signal.SIGTERM)
+        _join([router], self.config.timeouts.drain_s + STOP_S)
+        for child in self.children[1:]:
+            child.signal(signal.SIGTERM)
+        _join(self.children[1:], STOP_S)
+
+    def kill(self) -> None:
+        """End every process now: asked first, killed after STOP_S."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            alive = [child for child in self.children if child.process.is_alive()]
+            for child in alive:
+                # A router that drains takes a second signal to stop at once.
+                child.signal(number)
+                if child.name == "router":
+                    child.signal(number)
+            _join(alive, STOP_S)
+
+    def _start(self, name: str, process: BaseProcess, log_path: Path) -> None:
+        process.start()
+        self.children.append(Child(name, process, log_path))
+
+    def _await_router(self) -> str:
+        """The router writes its address when it listens; it is ours to notice should it die first."""
+        told = self.config.run_dir / "router.json"
+        deadline = time.monotonic() + self.config.timeouts.join_s
+        while time.monotonic() < deadline:
+            if told.exists():
+                address = json.loads(told.read_text())["address"]
+                assert isinstance(address, str)
+                return address
+            if dead := self.wait(0.02):
+                raise Unavailable(str(dead[0]))
+        raise Unavailable(f"the router did not listen within {self.config.timeouts.join_s:g} s")
+
+
+def _join(children_: Sequence[Child], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    for child in children_:
+        child.process.join(timeout=max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,80 @@
+"""What an attention worker exports."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Histogram
+
+from moonshard.attention.engine import Engine
+from moonshard.metrics import Counter, Family, Gauge, ScrapeCollector
+from moonshard.transport.contract import TransportStats
+
+STEP_TOKENS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+STEP_SECONDS_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class AttentionMetrics:
+    """Families of one attention worker; all but the histograms are read from the engine at scrape time."""
+
+    def __init__(
+        self, registry: CollectorRegistry, model_name: str, rank: int, engine: Engine, stats: TransportStats
+    ) -> None:
+        labels = ["model_name", "dp_rank"]
+        tokens = Histogram(
+            "moonshard_step_tokens", "Tokens per iteration", labels, buckets=STEP_TOKENS_BUCKETS, registry=registry
+        )
+        seconds = Histogram(
+            "moonshard_step_seconds", "Time per iteration", labels, buckets=STEP_SECONDS_BUCKETS, registry=registry
+        )
+        self.step_tokens = tokens.labels(model_name, str(rank))
+        self.step_seconds = seconds.labels(model_name, str(rank))
+        registry.register(ScrapeCollector(_engine_families([model_name, str(rank)], engine)))
+        registry.register(ScrapeCollector(_transport_families([model_name, str(rank)], stats)))
+
+
+def _engine_families(own: list[str], engine: Engine) -> list[Family]:
+    labels = ["model_name", "dp_rank"]
+    blocks, limits = engine.scheduler.blocks, engine.scheduler.limits
+
+    def one(kind: type[Counter] | type[Gauge], name: str, text: str, read: Callable[[], float]) -> Family:
+        return Family(name, text, kind, labels, lambda: [(own, read())])
+
+    return [
+        one(Counter, "moonshard_engine_steps", "Iterations run", lambda: engine.num_steps),
+        one(Counter, "moonshard_engine_prompt_tokens", "Prompt tokens run", lambda: engine.num_prompt_tokens),
+        one(Counter, "moonshard_engine_generation_tokens", "Tokens sampled", lambda: engine.num_generated_tokens),
+        one(Gauge, "moonshard_engine_requests_running", "Running", lambda: engine.scheduler.num_running),
+        one(
+            Gauge,
+            "moonshard_kv_cache_usage_ratio",
+            "Share of KV blocks reserved, 0 to 1",
+            lambda: 1 - blocks.num_free / blocks.num_blocks,
+        ),
+        Family(
+            "moonshard_cache_config_info",
+            "Shape of the KV cache",
+            Gauge,
+            [*labels, "block_size", "num_blocks"],
+            lambda: [([*own, str(limits.block_size), str(limits.num_blocks)], 1.0)],
+        ),
+    ]
+
+
+def _transport_families(own: list[str], stats: TransportStats) -> list[Family]:
+    labels = ["model_name", "dp_rank", "ep_rank"]
+
+    def per_shard(values: list[float] | list[int]) -> Iterator[tuple[list[str], float]]:
+        return (([*own, str(shard)], float(value)) for shard, value in enumerate(values))
+
+    return [
+        Family("moonshard_dispatch_bytes", "Sent to each shard", Counter, labels, lambda: per_shard(stats.sent_bytes)),
+        Family(
+            "moonshard_combine_bytes", "Got from each shard", Counter, labels, lambda: per_shard(stats.received_bytes)
+        ),
+        Family(
+            "moonshard_combine_wait_seconds",
+            "Time spent waiting for each shard's answer after the shared expert was done",
+            Counter,
+            labels,
+            lambda: per_shard(stats.wait_s),
+        ),
+    ]

@@ -1,0 +1,79 @@
+"""The expert-shard process: load, say so, then serve batches until told to stop."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from moonshard.errors import ConfigError
+from moonshard.experts.metrics import ExpertMetrics
+from moonshard.experts.shard import Shard
+from moonshard.model.checkpoint import Checkpoint
+from moonshard.model.experts import load_expert_stacks
+from moonshard.transport.all_to_all import AllToAllEndpoint, join_group
+from moonshard.transport.contract import Endpoint
+from moonshard.transport.links import LinkEndpoint
+from moonshard.v1 import control_pb2 as pb
+from moonshard.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+# How long `receive` waits before the loop looks at whether it should stop.
+POLL_S = 0.5
+
+
+def serve(worker: Worker) -> None:
+    """The life of shard `worker.rank`."""
+    if worker.rank >= worker.topology.num_shards:
+        raise ConfigError("rank", f"must be below num_shards = {worker.topology.num_shards}, got {worker.rank}")
+    experts = worker.topology.experts_of(worker.rank)
+    shard = _load(worker, experts)
+    endpoint = _open(worker)
+    try:
+        metrics = ExpertMetrics(worker.registry, worker.model_name, worker.rank, shard.counters, endpoint.stats)
+        _loop(worker, shard, endpoint, metrics)
+    finally:
+        endpoint.close()
+
+
+def _load(worker: Worker, experts: range) -> Shard:
+    with Checkpoint(worker.config.checkpoint, worker.model) as checkpoint:
+        stacks = load_expert_stacks(checkpoint, experts, worker.dtype, worker.device, worker.progress.loaded)
+    logger.info("loaded experts %d..%d: %d bytes read", experts.start, experts.stop - 1, checkpoint.bytes_read)
+    return Shard(stacks, experts)
+
+
+def _open(worker: Worker) -> Endpoint:
+    config = worker.config
+    if config.transport == "links":
+        address = f"unix:{config.run_dir}/expert-{worker.rank}.sock" if config.links == "unix" else "tcp:127.0.0.1:0"
+        endpoint = LinkEndpoint(worker.spec, worker.rank, address, timeout_s=config.timeouts.combine_s)
+        # The process may be ended while its main thread is elsewhere; no socket file may stay behind.
+        if config.links == "unix":
+            worker.lifetime.on_forced_exit.append(lambda: Path(address.removeprefix("unix:")).unlink(missing_ok=True))
+        _say_ready(worker, endpoint.address)
+        return endpoint
+    # The group forms only when the attention workers come, and they come when every shard has said it is ready.
+    _say_ready(worker, f"rank:{worker.rank}")
+    group = join_group(
+        config.collective_address, worker.rank, worker.topology.world_size, worker.device, config.timeouts.join_s
+    )
+    return AllToAllEndpoint(group, worker.spec, worker.rank, config.timeouts.combine_s)
+
+
+def _say_ready(worker: Worker, address: str) -> None:
+    worker.link.send(pb.WorkerMessage(ready=pb.Ready(data_address=address)))
+
+
+def _loop(worker: Worker, shard: Shard, endpoint: Endpoint, metrics: ExpertMetrics) -> None:
+    with torch.inference_mode():
+        while not worker.lifetime.stopping.is_set():
+            batch = endpoint.receive(POLL_S)
+            if batch is None:
+                continue
+            with metrics.compute_seconds.time():
+                y_RD = shard.compute(batch)
+            endpoint.reply(batch, y_RD)
+            metrics.batch_rows.observe(len(batch.x_RD))
+            worker.progress.num_iterations += 1
+            worker.progress.num_tokens += len(batch.x_RD)

@@ -1,0 +1,102 @@
+"""Prometheus plumbing that every process shares: a registry of its own, an HTTP server, buckets, array collectors.
+
+Names, labels and units follow `moonshard_...` conventions told in services/README.md; each process declares its
+families in its own package.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from moonshard.errors import ConfigError
+
+# Seconds. TTFT and request buckets as vLLM has them, inter-token as SGLang (finer where decode lives).
+TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+ITL_BUCKETS = (
+    0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06, 0.08, 0.1,
+    0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0,
+)  # fmt: skip
+REQUEST_BUCKETS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
+    120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry with the process's own figures. `_created` series are off: they double the exposition's size."""
+    disable_created_metrics()
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMetrics:
+    """A /metrics server in a thread of its own."""
+
+    host: str
+    port: int
+    _server: Any
+    _thread: Thread
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> RunningMetrics:
+    """Serve `registry` at http://host:port/metrics; port 0 takes a free one. Raises ConfigError when it is taken."""
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise ConfigError("metrics.base_port", f"cannot serve metrics on {host}:{port}: {error.strerror}") from None
+    return RunningMetrics(host, server.server_port, server, thread)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric family whose samples are read at scrape time.
+
+    samples: called at each scrape; yields (label values, value). Counter names come without `_total`.
+    """
+
+    name: str
+    documentation: str
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily]
+    labels: Sequence[str]
+    samples: Callable[[], Iterable[tuple[Sequence[str], float]]]
+
+
+class ScrapeCollector(Collector):
+    """Families over values that the hot path keeps anyway: it pays nothing, the scrape reads."""
+
+    def __init__(self, families: Sequence[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            metric = family.kind(family.name, family.documentation, labels=family.labels)
+            for labels, value in family.samples():
+                metric.add_metric(list(labels), value)
+            yield metric
+
+    def describe(self) -> Iterator[Metric]:
+        for family in self._families:
+            yield family.kind(family.name, family.documentation, labels=family.labels)
+
+
+Counter, Gauge = CounterMetricFamily, GaugeMetricFamily

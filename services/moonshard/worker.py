@@ -1,0 +1,228 @@
+"""What the two kinds of worker process have in common: arguments, model, router link, metrics, and their end."""
+
+import argparse
+import logging
+import os
+import queue
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from prometheus_client import CollectorRegistry
+
+from moonshard import log
+from moonshard.config import CellConfig
+from moonshard.errors import ConfigError, MoonshardError
+from moonshard.metrics import new_registry, serve_metrics
+from moonshard.model.config import ModelConfig
+from moonshard.process import Lifetime
+from moonshard.rpc.worker_stream import RouterLink
+from moonshard.topology import Topology
+from moonshard.transport.contract import WireSpec
+from moonshard.v1 import control_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerArguments:
+    """How a launcher starts a worker. lifeline: a descriptor that reads end-of-file when the launcher is gone."""
+
+    config: CellConfig
+    rank: int
+    router_address: str
+    lifeline: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The surroundings of a worker's own loop."""
+
+    config: CellConfig
+    model: ModelConfig
+    topology: Topology
+    rank: int
+    spec: WireSpec
+    device: torch.device
+    dtype: torch.dtype
+    registry: CollectorRegistry
+    link: RouterLink
+    inbox: "Inbox"
+    lifetime: Lifetime
+    progress: "LoadProgress"
+
+    @property
+    def model_name(self) -> str:
+        return self.config.model_name
+
+
+@dataclass(slots=True)
+class LoadProgress:
+    """Written by the loader and the loop, read by the heartbeat."""
+
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    num_iterations: int = 0
+    num_tokens: int = 0
+
+    def loaded(self, loaded_bytes: int, total_bytes: int) -> None:
+        self.loaded_bytes, self.total_bytes = loaded_bytes, total_bytes
+
+
+class Inbox:
+    """Messages from the router, except Shutdown, which ends the worker. `wakes` are called after each."""
+
+    def __init__(self, lifetime: Lifetime) -> None:
+        self.messages: queue.SimpleQueue[pb.RouterMessage] = queue.SimpleQueue()
+        self.wakes: list[Callable[[], None]] = []
+        self._lifetime = lifetime
+        self._link: RouterLink | None = None
+
+    def attach(self, link: RouterLink) -> None:
+        self._link = link
+        self.notify()
+
+    def notify(self) -> None:
+        """Called by the link's threads whenever something came or the link is lost."""
+        if self._link is None:
+            return
+        while (message := _poll(self._link.received())) is not None:
+            if message.WhichOneof("body") == "shutdown":
+                self._lifetime.stop(f"the router says: {message.shutdown.reason}")
+            else:
+                self.messages.put(message)
+        if self._link.lost.is_set():
+            self._lifetime.stop(f"lost the router: {self._link.reason}", failed=True)
+        for wake in self.wakes:
+            wake()
+
+    def drain(self) -> list[pb.RouterMessage]:
+        """All that waits, oldest first."""
+        found = []
+        while (message := _poll(self.messages)) is not None:
+            found.append(message)
+        return found
+
+
+def _poll(source: "queue.Queue[pb.RouterMessage] | queue.SimpleQueue[pb.RouterMessage]") -> pb.RouterMessage | None:
+    try:
+        return source.get_nowait()
+    except queue.Empty:
+        return None
+
+
+def run(role: str, serve: Callable[[Worker], None], arguments: WorkerArguments) -> int:
+    """A worker process from its first log line to its exit status. role: "attention" or "expert"."""
+    name = f"{role}-{arguments.rank}"
+    log.setup(name)
+    lifetime = Lifetime()
+    lifetime.handle_signals(ignore_interrupt=arguments.lifeline is not None)
+    if arguments.lifeline is not None:
+        lifetime.watch_lifeline(arguments.lifeline)
+    try:
+        with _surroundings(role, arguments, lifetime) as worker:
+            serve(worker)
+    except MoonshardError as error:
+        # When the end was ordered, what breaks on the way down is not news.
+        if not lifetime.stopping.is_set():
+            logger.error("%s", error)
+            lifetime.stop(str(error), failed=True)
+    return 1 if lifetime.failed else 0
+
+
+@contextmanager
+def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> Iterator[Worker]:
+    config, rank = arguments.config, arguments.rank
+    torch.set_num_threads(config.threads_per_worker)
+    model = ModelConfig.from_dir(config.checkpoint)
+    topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention)
+    device, dtype = resolve_device(config, rank)
+    registry, progress = new_registry(), LoadProgress()
+    # Metrics ports follow the router's: attention workers first, then shards.
+    offset = 1 + rank + (config.num_attention if role == "expert" else 0)
+    port = config.metrics.base_port + offset if config.metrics.base_port else 0
+    metrics = serve_metrics(registry, config.metrics.host, port)
+    try:
+        join = _join(role, rank, topology, model, metrics.address)
+        inbox = Inbox(lifetime)
+        link = RouterLink.connect(arguments.router_address, join, config.timeouts.join_s, inbox.notify)
+        try:
+            inbox.attach(link)
+            link.start_heartbeats(lambda: _heartbeat(progress), config.timeouts.heartbeat_s)
+            spec = wire_spec(config, model, dtype)
+            yield Worker(config, model, topology, rank, spec, device, dtype, registry, link, inbox, lifetime, progress)
+        finally:
+            link.close()
+    finally:
+        metrics.close()
+
+
+def resolve_device(config: CellConfig, rank: int) -> tuple[torch.device, torch.dtype]:
+    """Where and in what precision a worker computes. CUDA has never been run in this project's tests."""
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if cuda and config.transport != "all_to_all":
+        raise ConfigError("transport", f"must be all_to_all on CUDA devices, got {config.transport!r}")
+    device = torch.device("cuda", rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
+    if config.dtype == "auto":
+        return device, torch.bfloat16 if cuda else torch.float32
+    return device, DTYPES[config.dtype]
+
+
+def wire_spec(config: CellConfig, model: ModelConfig, dtype: torch.dtype) -> WireSpec:
+    """What both ends of the data plane agree on."""
+    return WireSpec(
+        hidden_size=model.hidden_size,
+        top_k=model.num_experts_per_tok,
+        num_experts=model.n_routed_experts,
+        num_shards=config.num_shards,
+        moe_layers=model.moe_layers,
+        row_dtype=dtype,
+        checkpoint_id=model.checkpoint_id,
+    )
+
+
+def _join(role: str, rank: int, topology: Topology, model: ModelConfig, metrics_address: str) -> pb.Join:
+    experts = topology.experts_of(rank) if role == "expert" else range(0)
+    return pb.Join(
+        role=pb.ROLE_EXPERT if role == "expert" else pb.ROLE_ATTENTION,
+        rank=rank,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        metrics_address=metrics_address,
+        first_expert=experts.start,
+        end_expert=experts.stop,
+        checkpoint_id=model.checkpoint_id,
+    )
+
+
+def _heartbeat(progress: LoadProgress) -> pb.Heartbeat:
+    return pb.Heartbeat(
+        progress=progress.num_iterations,
+        loaded_bytes=progress.loaded_bytes,
+        total_bytes=progress.total_bytes,
+        tokens=progress.num_tokens,
+        resident_bytes=psutil.Process().memory_info().rss,
+    )
+
+
+def main(role: str, serve: Callable[[Worker], None]) -> int:
+    """`python -m moonshard.attention` and `python -m moonshard.experts`."""
+    parser = argparse.ArgumentParser(prog=f"moonshard {role} worker")
+    parser.add_argument("--config", type=Path, required=True, help="the cell's configuration, TOML or JSON")
+    parser.add_argument("--rank", type=int, required=True, help="number of this worker within its role, from 0")
+    parser.add_argument("--router", required=True, help="HOST:PORT of the router")
+    parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
+    given = parser.parse_args()
+    try:
+        config = CellConfig.read(given.config)
+    except ConfigError as error:
+        parser.error(str(error))
+    lifeline = sys.stdin.fileno() if given.lifeline else None
+    return run(role, serve, WorkerArguments(config, given.rank, given.router, lifeline))
