@@ -33,7 +33,7 @@ REQUEST_BUCKETS = (
 
 def new_registry() -> CollectorRegistry:
     """A registry with the process's own figures. `_created` series are off: they double the exposition's size."""
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     return registry
@@ -67,6 +67,9 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> RunningM
     return RunningMetrics(host, server.server_port, server, thread)
 
 
+Kind = type[CounterMetricFamily] | type[GaugeMetricFamily]
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One metric family whose samples are read at scrape time.
@@ -76,7 +79,7 @@ class Family:
 
     name: str
     documentation: str
-    kind: type[CounterMetricFamily] | type[GaugeMetricFamily]
+    kind: Kind
     labels: Sequence[str]
     samples: Callable[[], Iterable[tuple[Sequence[str], float]]]
 
@@ -97,6 +100,3 @@ class ScrapeCollector(Collector):
     def describe(self) -> Iterator[Metric]:
         for family in self._families:
             yield family.kind(family.name, family.documentation, labels=family.labels)
-
-
-Counter, Gauge = CounterMetricFamily, GaugeMetricFamily

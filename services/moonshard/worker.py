@@ -7,7 +7,7 @@ import queue
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +134,10 @@ def run(role: str, serve: Callable[[Worker], None], arguments: WorkerArguments) 
         if not lifetime.stopping.is_set():
             logger.error("%s", error)
             lifetime.stop(str(error), failed=True)
+    finally:
+        # The last process out removes it, which matters when the launcher itself was killed.
+        with suppress(OSError):
+            arguments.config.run_dir.rmdir()
     return 1 if lifetime.failed else 0
 
 

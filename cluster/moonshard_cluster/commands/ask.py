@@ -31,9 +31,7 @@ def generate(
     timeout_s: TimeoutOption = 600.0,
 ) -> None:
     """Continue a text."""
-    sampling = pb.SamplingParams(
-        temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens
-    )
+    sampling = pb.SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens)
     with Client(router) as client:
         request = pb.GenerateRequest(text=prompt, sampling=sampling)
         if ids:
@@ -56,9 +54,7 @@ def chat(
     timeout_s: TimeoutOption = 600.0,
 ) -> None:
     """Talk to the model through the checkpoint's chat template."""
-    sampling = pb.SamplingParams(
-        temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens
-    )
+    sampling = pb.SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_tokens)
     history = [pb.Message(role="system", content=system)] if system is not None else []
     with Client(router) as client:
         for question in [message] if message is not None else _questions():

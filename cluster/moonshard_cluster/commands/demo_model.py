@@ -14,7 +14,7 @@ from moonshard_cluster.demo.spec import DemoSpec
 
 def demo_model(
     directory: Annotated[Path, typer.Argument(help="where to write; must not exist")],
-    size: Annotated[Literal["tiny", "small"], typer.Option("--size", help="starting point of the dimensions")] = "small",
+    size: Annotated[Literal["tiny", "small"], typer.Option("--size", help="where the dimensions start")] = "small",
     seed: Annotated[int, typer.Option("--seed")] = 0,
     chaotic: Annotated[bool, typer.Option("--chaotic", help="full-strength layers: for speed, not parity")] = False,
     hidden_size: Annotated[int | None, typer.Option("--hidden-size", help="K2.5: 7168")] = None,

@@ -58,7 +58,8 @@ def _render(model: ModelConfig, s: Summary) -> Table:
     for shard in range(s.num_shards):
         first = shard * s.experts_per_shard
         rows[f"shard {shard}"] = (
-            f"experts {first}..{first + s.experts_per_shard - 1} of {len(moe)} layers, {_size(s.expert_bytes_per_shard)}"
+            f"experts {first}..{first + s.experts_per_shard - 1} of {len(moe)} layers, "
+            f"{_size(s.expert_bytes_per_shard)}"
         )
     for key, value in rows.items():
         table.add_row(key, value)

@@ -1,6 +1,6 @@
 """`moonshard status`: what runs, who holds which experts, how fast it goes."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -29,8 +29,9 @@ def status(
 def render(found: pb.GetStatusResponse) -> RenderableType:
     """The status as a table and two lines under it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("process", "pid", "state", "experts", "tokens/s", "memory", "heartbeat", "metrics"):
-        table.add_column(title, justify="right" if title in ("pid", "tokens/s", "memory", "heartbeat") else "left")
+    for title in ("process", "pid", "state", "experts", "tok/s", "memory", "seen", "metrics"):
+        justify: Literal["left", "right"] = "right" if title in ("pid", "tok/s", "memory", "seen") else "left"
+        table.add_column(title, justify=justify, no_wrap=True)
     for worker in sorted(found.workers, key=lambda w: (w.role, w.rank)):
         table.add_row(*_row(worker))
     return Group(table, Text(), *map(Text, _summary(found)))
@@ -41,7 +42,7 @@ def _row(worker: pb.WorkerStatus) -> tuple[str, ...]:
     state = pb.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
     name = role if worker.role == pb.ROLE_ROUTER else f"{role}-{worker.rank}"
     experts = f"{worker.first_expert}..{worker.end_expert - 1}" if worker.end_expert else ""
-    age = "" if worker.role == pb.ROLE_ROUTER else f"{worker.heartbeat_age_s:.1f} s ago"
+    age = "" if worker.role == pb.ROLE_ROUTER else f"{worker.heartbeat_age_s:.1f} s"
     rate = "" if worker.role == pb.ROLE_ROUTER else f"{worker.tokens_per_second:.1f}"
     memory = f"{worker.resident_bytes / 2**20:.0f} MiB" if worker.resident_bytes else ""
     return name, str(worker.pid), state, experts, rate, memory, age, worker.metrics_address
@@ -49,7 +50,8 @@ def _row(worker: pb.WorkerStatus) -> tuple[str, ...]:
 
 def _summary(found: pb.GetStatusResponse) -> list[str]:
     cover = found.coverage
-    copies = str(cover.min_copies) if cover.min_copies == cover.max_copies else f"{cover.min_copies}..{cover.max_copies}"
+    fewest, most = cover.min_copies, cover.max_copies
+    copies = str(fewest) if fewest == most else f"{fewest}..{most}"
     shards = sum(worker.role == pb.ROLE_EXPERT for worker in found.workers)
     return [
         f"{found.model_name}: {'ready' if found.ready else 'not ready'}, {len(found.workers)} processes, "

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from moonshard.config import CellConfig
 from moonshard.errors import Unavailable
 from moonshard.v1 import inference_pb2 as pb
+from moonshard_cluster.cache import cache_dir
 from moonshard_cluster.client import Client
 from moonshard_cluster.commands import ask
 from moonshard_cluster.commands.status import render
-from moonshard_cluster.cache import cache_dir
 from moonshard_cluster.demo.cache import ensure_demo
 from moonshard_cluster.demo.spec import DemoSpec
 from moonshard_cluster.local.plan import plan_cell
@@ -26,6 +26,8 @@ from moonshard_cluster.local.progress import LoadBars, wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster
 
 KEPT_LOGS = 5
+# For --prompt: enough to see that the cell answers.
+PROMPT_TOKENS, ANSWER_S = 64, 600.0
 
 
 def up(
@@ -99,8 +101,9 @@ def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | No
 
 
 def _answer(client: Client, prompt: str) -> None:
-    request = pb.ChatRequest(messages=[pb.Message(role="user", content=prompt)], sampling=pb.SamplingParams(max_tokens=64))
-    ask.stream(client.chat(request, timeout_s=600.0))
+    messages = [pb.Message(role="user", content=prompt)]
+    request = pb.ChatRequest(messages=messages, sampling=pb.SamplingParams(max_tokens=PROMPT_TOKENS))
+    ask.stream(client.chat(request, ANSWER_S))
 
 
 def _watch(cluster: LocalCluster) -> None:

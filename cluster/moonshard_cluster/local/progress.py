@@ -39,8 +39,8 @@ class LoadBars:
     """One bar per worker, as it joins. Use as a context manager."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[state]}"))
-        self._progress = Progress(*columns, console=console, transient=True)
+        name, state = TextColumn("{task.description:<12}"), TextColumn("{task.fields[state]}")
+        self._progress = Progress(name, BarColumn(), DownloadColumn(), state, console=console, transient=True)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "LoadBars":
@@ -61,5 +61,3 @@ class LoadBars:
             total = worker.total_bytes or None
             done = worker.total_bytes if worker.state == pb.WORKER_STATE_READY else worker.loaded_bytes
             self._progress.update(self._tasks[name], total=total, completed=done, state=state)
-
-

@@ -16,6 +16,7 @@ from pathlib import Path
 from moonshard.config import CellConfig
 from moonshard.errors import Unavailable
 from moonshard_cluster.local import children
+from moonshard_cluster.local.router_process import RouterProcess
 
 # After the drain, workers get this long to end by themselves; then they are killed.
 STOP_S = 5.0
@@ -52,13 +53,14 @@ def _signal_name(number: int) -> str:
 @dataclass(frozen=True, slots=True)
 class Child:
     name: str
-    process: BaseProcess
+    process: BaseProcess | RouterProcess
     log_path: Path
 
     @property
     def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
+        pid = self.process.pid
+        assert pid is not None, "a child is registered after its start"
+        return pid
 
     def death(self) -> Death:
         self.process.join(timeout=1)
@@ -82,7 +84,8 @@ class LocalCluster:
         self.log_dir = log_dir
         self.router_address = ""
         self.children: list[Child] = []
-        self._config_path = config.run_dir / "cell.json"
+        # Beside the logs: what each process was told belongs to the story they tell.
+        self._config_path = log_dir / "cell.json"
 
     def __enter__(self) -> "LocalCluster":
         self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -92,25 +95,26 @@ class LocalCluster:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        for child in self.children:
+            child.process.close()
         shutil.rmtree(self.config.run_dir, ignore_errors=True)
 
     def start(self) -> None:
         """Start all processes; returns when the router listens. Raises Unavailable with a dead child's last words."""
         workers = multiprocessing.get_context("forkserver")
         workers.set_forkserver_preload(["moonshard_cluster.local.preload"])
-        config, run_dir = self.config, self.config.run_dir
-        fresh = multiprocessing.get_context("spawn")
+        config = self.config
         log_path = self.log_dir / "router.log"
-        self._start(
-            "router", fresh.Process(target=children.run_router, args=(self._config_path, run_dir, log_path)), log_path
-        )
+        self.children.append(Child("router", RouterProcess(self._config_path, log_path), log_path))
         self.router_address = self._await_router()
         names = [("attention", rank) for rank in range(config.num_attention)]
         names += [("expert", rank) for rank in range(config.num_shards)]
         for role, rank in names:
             log_path = self.log_dir / f"{role}-{rank}.log"
-            arguments = (role, rank, self._config_path, self.router_address, run_dir, log_path)
-            self._start(f"{role}-{rank}", workers.Process(target=children.run_worker, args=arguments), log_path)
+            arguments = (role, rank, self._config_path, self.router_address, log_path)
+            process = workers.Process(target=children.run_worker, args=arguments)
+            process.start()
+            self.children.append(Child(f"{role}-{rank}", process, log_path))
 
     def wait(self, timeout_s: float | None) -> list[Death]:
         """Block until a child dies, or timeout_s; the dead, in the order of starting."""
@@ -137,10 +141,6 @@ class LocalCluster:
                 if child.name == "router":
                     child.signal(number)
             _join(alive, STOP_S)
-
-    def _start(self, name: str, process: BaseProcess, log_path: Path) -> None:
-        process.start()
-        self.children.append(Child(name, process, log_path))
 
     def _await_router(self) -> str:
         """The router writes its address when it listens; it is ours to notice should it die first."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
 
 from moonshard.attention.engine import Engine
-from moonshard.metrics import Counter, Family, Gauge, ScrapeCollector
+from moonshard.metrics import Family, Kind, ScrapeCollector
 from moonshard.transport.contract import TransportStats
 
 STEP_TOKENS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -35,13 +37,18 @@ def _engine_families(own: list[str], engine: Engine) -> list[Family]:
     labels = ["model_name", "dp_rank"]
     blocks, limits = engine.scheduler.blocks, engine.scheduler.limits
 
-    def one(kind: type[Counter] | type[Gauge], name: str, text: str, read: Callable[[], float]) -> Family:
+    def one(kind: Kind, name: str, text: str, read: Callable[[], float]) -> Family:
         return Family(name, text, kind, labels, lambda: [(own, read())])
 
     return [
         one(Counter, "moonshard_engine_steps", "Iterations run", lambda: engine.num_steps),
         one(Counter, "moonshard_engine_prompt_tokens", "Prompt tokens run", lambda: engine.num_prompt_tokens),
-        one(Counter, "moonshard_engine_generation_tokens", "Tokens sampled", lambda: engine.num_generated_tokens),
+        one(
+            Counter,
+            "moonshard_engine_generation_tokens",
+            "Tokens sampled",
+            lambda: engine.num_generated_tokens,
+        ),
         one(Gauge, "moonshard_engine_requests_running", "Running", lambda: engine.scheduler.num_running),
         one(
             Gauge,
@@ -66,9 +73,19 @@ def _transport_families(own: list[str], stats: TransportStats) -> list[Family]:
         return (([*own, str(shard)], float(value)) for shard, value in enumerate(values))
 
     return [
-        Family("moonshard_dispatch_bytes", "Sent to each shard", Counter, labels, lambda: per_shard(stats.sent_bytes)),
         Family(
-            "moonshard_combine_bytes", "Got from each shard", Counter, labels, lambda: per_shard(stats.received_bytes)
+            "moonshard_dispatch_bytes",
+            "Sent to each shard",
+            Counter,
+            labels,
+            lambda: per_shard(stats.sent_bytes),
+        ),
+        Family(
+            "moonshard_combine_bytes",
+            "Got from each shard",
+            Counter,
+            labels,
+            lambda: per_shard(stats.received_bytes),
         ),
         Family(
             "moonshard_combine_wait_seconds",

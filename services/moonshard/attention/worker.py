@@ -76,7 +76,7 @@ def _meet(worker: Worker, members: pb.Members) -> Dispatcher:
     group = join_group(
         config.collective_address, rank, worker.topology.world_size, worker.device, config.timeouts.join_s
     )
-    return AllToAllDispatcher(group, worker.spec, worker.rank, config.timeouts.combine_s)
+    return AllToAllDispatcher(group, worker.spec)
 
 
 def _cache(worker: Worker) -> LatentCache:
@@ -135,9 +135,7 @@ def _obey(engine: Engine, messages: Iterable[pb.RouterMessage]) -> list[Output]:
 
 
 def _to_sequence(message: pb.Sequence) -> Sequence:
-    return Sequence(
-        message.request_id, list(message.prompt_token_ids), codec.sampling_from_proto(message.sampling)
-    )
+    return Sequence(message.request_id, list(message.prompt_token_ids), codec.sampling_from_proto(message.sampling))
 
 
 def _to_proto(output: Output) -> pb.SequenceOutput:

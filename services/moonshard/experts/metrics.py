@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily as Counter
 
 from moonshard.experts.counters import LoadCounters
-from moonshard.metrics import Counter, Family, ScrapeCollector
+from moonshard.metrics import Family, ScrapeCollector
 from moonshard.transport.contract import TransportStats
 
 COMPUTE_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)

@@ -1,9 +1,10 @@
 """One expert shard: its experts of every MoE layer, and what they have carried."""
 
+from torch import Tensor
+
 from moonshard.experts.counters import LoadCounters
 from moonshard.model.experts import ExpertStack
 from moonshard.transport.contract import ExpertBatch
-from torch import Tensor
 
 
 class Shard:

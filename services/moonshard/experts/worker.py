@@ -58,7 +58,7 @@ def _open(worker: Worker) -> Endpoint:
     group = join_group(
         config.collective_address, worker.rank, worker.topology.world_size, worker.device, config.timeouts.join_s
     )
-    return AllToAllEndpoint(group, worker.spec, worker.rank, config.timeouts.combine_s)
+    return AllToAllEndpoint(group, worker.spec)
 
 
 def _say_ready(worker: Worker, address: str) -> None:

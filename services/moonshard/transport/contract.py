@@ -100,7 +100,10 @@ class Dispatcher(Protocol):
         """Announce an iteration of `num_rows` rows."""
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Any:
-        """Send rows to the shards of their experts; returns the handle that owns them until combine is done."""
+        """Send rows to the shards of their experts; returns the handle that owns them until combine is done.
+
+        A lost shard is reported by `combine`. The caller leaves x_TD and its companions unchanged until then.
+        """
 
     def combine(self, handle: Any) -> Tensor:
         """Wait for the shards' sums and add them in shard order: y_TD, float32.
@@ -126,7 +129,10 @@ class Endpoint(Protocol):
         """The next batch, or None after timeout_s without one. Raises TransportError."""
 
     def reply(self, batch: ExpertBatch, y_RD: Tensor) -> None:
-        """Send the weighted sums (float32 or row_dtype) back to where the batch's rows came from."""
+        """Send the weighted sums (float32 or row_dtype) back to where the batch's rows came from.
+
+        y_RD belongs to the transport from here on: its memory may still be on its way when this returns.
+        """
 
     def close(self) -> None: ...
 
@@ -137,10 +143,20 @@ def mask_foreign(topk_ids_TK: Tensor, experts: range) -> Tensor:
     return torch.where(local, topk_ids_TK, -1).to(torch.int32)
 
 
-def sum_in_shard_order(parts: Sequence[tuple[Tensor, Tensor]], num_rows: int, hidden_size: int) -> Tensor:
-    """Add (row indices, sums) of the shards, given in shard order, to float32 rows [num_rows, hidden_size]."""
-    device = parts[0][1].device if parts else None
+def sum_in_shard_order(
+    parts: Sequence[tuple[Tensor | None, Tensor]],
+    num_rows: int,
+    hidden_size: int,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Add (row indices, sums) of the shards, given in shard order, to float32 rows [num_rows, hidden_size].
+
+    Row indices None: the shard answered for every row. Adding to zeros first makes -0.0 the same in every transport.
+    """
     y_TD = torch.zeros(num_rows, hidden_size, dtype=torch.float32, device=device)
     for rows, sums in parts:
-        y_TD[rows] += sums.float()
+        if rows is None:
+            y_TD += sums
+        else:
+            y_TD[rows] += sums.float()
     return y_TD

@@ -13,7 +13,8 @@ from moonshard.sampling import FinishReason, SamplingParams
 
 
 def sequence(name: str, prompt: int, max_tokens: int = 4, stop: tuple[int, ...] = ()) -> Sequence:
-    return Sequence(name, list(range(prompt)), SamplingParams(temperature=0, max_tokens=max_tokens, stop_token_ids=stop))
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, stop_token_ids=stop)
+    return Sequence(name, list(range(prompt)), params)
 
 
 def scheduler(**limits: int) -> Scheduler:

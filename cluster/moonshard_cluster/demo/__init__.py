@@ -1,0 +1,1 @@
+"""The demo checkpoint: seeded random weights in the published format, with a tokenizer and template of our own."""

@@ -1,0 +1,107 @@
+"""python -m moonshard.router --config FILE [--lifeline]
+
+Exit status: 0 after a drain or when the launcher is gone, 1 when a setting or the checkpoint is wrong.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from moonshard import log
+from moonshard.config import CellConfig
+from moonshard.errors import MoonshardError
+from moonshard.metrics import new_registry
+from moonshard.router.app import Router
+from moonshard.router.served_model import ServedModel, load_served_model
+
+logger = logging.getLogger(__name__)
+
+
+class Stop:
+    """Why the router ends. The first termination drains, the second cuts; a lost launcher cuts at once."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.cut = asyncio.Event()
+        self.reason = ""
+
+    def terminate(self, reason: str) -> None:
+        if self.requested.is_set():
+            self.cut.set()
+        self.reason = self.reason or reason
+        self.requested.set()
+
+    def abandon(self, reason: str) -> None:
+        self.terminate(reason)
+        self.cut.set()
+
+
+def main() -> int:
+    arguments = _parse()
+    log.setup("router")
+    try:
+        config = CellConfig.read(arguments.config)
+        return asyncio.run(_run(config, load_served_model(config), arguments.lifeline))
+    except MoonshardError as error:
+        logger.error("%s", error)
+        return 1
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="moonshard.router", description="The router of one cell.")
+    parser.add_argument("--config", type=Path, required=True, help="the cell's configuration, JSON or TOML")
+    parser.add_argument("--lifeline", action="store_true", help="end when standard input reaches its end")
+    return parser.parse_args()
+
+
+async def _run(config: CellConfig, model: ServedModel, lifeline: bool) -> int:
+    stop = Stop()
+    _listen(stop, lifeline)
+    router = Router(config, model, new_registry())
+    await router.start()
+    await stop.requested.wait()
+    await _drain_unless_cut(router, stop)
+    await router.close(stop.reason)
+    logger.info("ended: %s", stop.reason)
+    return 0
+
+
+async def _drain_unless_cut(router: Router, stop: Stop) -> None:
+    if stop.cut.is_set():
+        return
+    tasks = (asyncio.create_task(router.drain()), asyncio.create_task(stop.cut.wait()))
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _listen(stop: Stop, lifeline: bool) -> None:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.terminate, "SIGTERM")
+    if not lifeline:
+        loop.add_signal_handler(signal.SIGINT, stop.terminate, "interrupted")
+        return
+    # Ctrl-C reaches the whole foreground group: with a launcher, the launcher decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch_lifeline, args=(loop, stop), name="lifeline", daemon=True).start()
+
+
+def _watch_lifeline(loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
+    stdin = sys.stdin.fileno()
+    select.select([stdin], [], [])
+    while os.read(stdin, 4096):
+        pass
+    with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+        loop.call_soon_threadsafe(stop.abandon, "the launcher is gone")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The router put together: builds the parts, follows readiness, drains and ends in order."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from moonshard.config import CellConfig
+from moonshard.metrics import RunningMetrics, serve_metrics
+from moonshard.router import cluster_service, inference_service, workers_service
+from moonshard.router.cell import Cell
+from moonshard.router.connections import Connections
+from moonshard.router.engine import Engine
+from moonshard.router.membership import Membership
+from moonshard.router.metrics import RouterMetrics
+from moonshard.router.run_file import reachable, write_run_file
+from moonshard.router.served_model import ServedModel
+from moonshard.rpc.server import WHOLE_SERVER, RpcServer
+from moonshard.topology import Topology
+from moonshard.v1.control_pb2_grpc import add_ClusterServicer_to_server, add_WorkersServicer_to_server
+from moonshard.v1.inference_pb2_grpc import add_InferenceServicer_to_server
+
+logger = logging.getLogger(__name__)
+
+GOODBYE_S = 3.0  # for workers to leave once they are told to
+CALLS_END_S = 1.0  # for answers on their way when the server stops
+IDLE_POLL_S = 0.05
+
+INFERENCE, WORKERS, CLUSTER = (s.SERVICE_NAME for s in (inference_service, workers_service, cluster_service))
+
+
+class Router:
+    """One cell's router. `start` binds, `drain` lets running requests end, `close` ends everything."""
+
+    def __init__(self, config: CellConfig, model: ServedModel, registry: CollectorRegistry) -> None:
+        self.address = ""
+        self._config = config
+        self._registry = registry
+        topology = Topology(model.num_experts, config.num_shards, config.num_attention)
+        membership = Membership(topology, model.checkpoint_id, needs_addresses=config.transport == "links")
+        metrics = RouterMetrics(registry, model.name)
+        self._connections = Connections()
+        self.engine = Engine(config.router.max_queue, self._connections, metrics, time.monotonic)
+        self.cell = Cell(membership, self._connections, self.engine, time.monotonic)
+        self._server = RpcServer((INFERENCE, WORKERS, CLUSTER), config.router.max_message_mb)
+        self._cluster = cluster_service.ClusterService(config, model.name, self.cell, self.engine)
+        inference = inference_service.InferenceService(config, model, self.cell, self.engine, metrics, time.monotonic)
+        add_InferenceServicer_to_server(inference, self._server.server)
+        add_WorkersServicer_to_server(workers_service.WorkersService(self.cell), self._server.server)
+        add_ClusterServicer_to_server(self._cluster, self._server.server)
+        self._metrics_server: RunningMetrics | None = None
+        self._run_file: Path | None = None
+        self._follower: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Serve. Raises ConfigError naming the setting when a port cannot be had."""
+        config = self._config
+        self._metrics_server = serve_metrics(self._registry, config.metrics.host, config.metrics.base_port)
+        try:
+            port = await self._server.start(config.router.host, config.router.port, "router.port")
+        except BaseException:
+            self._metrics_server.close()
+            raise
+        self.address = reachable(config.router.host, port)
+        self._cluster.metrics_address = reachable(config.metrics.host, self._metrics_server.port)
+        for entry in (WORKERS, CLUSTER):
+            await self._server.set_serving(entry, True)
+        self._follower = asyncio.create_task(self._follow_readiness())
+        self._run_file = write_run_file(config.run_dir, self.address, self._cluster.metrics_address)
+        logger.info("listening on %s, metrics on %s", self.address, self._cluster.metrics_address)
+
+    async def drain(self) -> None:
+        """Refuse new requests; return when the accepted ones have ended or timeouts.drain_s has passed."""
+        logger.info("draining: %d requests to finish", self.engine.num_running + self.engine.num_waiting)
+        self.cell.drain()
+        await self._server.refuse_probes()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.timeouts.drain_s):
+                while not self.engine.is_idle:
+                    await asyncio.sleep(IDLE_POLL_S)
+
+    async def close(self, reason: str) -> None:
+        """Fail what still runs, send the workers away, stop serving."""
+        self.cell.drain()
+        await self._server.refuse_probes()
+        self.engine.fail_all(f"the router ended: {reason}")
+        self._connections.shut_down(reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._connections.all_closed()
+        await self._server.stop(CALLS_END_S)
+        if self._follower:
+            self._follower.cancel()
+        if self._run_file:
+            self._run_file.unlink(missing_ok=True)
+        if self._metrics_server:
+            self._metrics_server.close()
+
+    async def _follow_readiness(self) -> None:
+        """Health of the whole server and of Inference is the cell's readiness."""
+        was_ready = False
+        while True:
+            await self.cell.changed.wait()
+            self.cell.changed.clear()
+            ready = self.cell.is_ready
+            if ready != was_ready:
+                logger.info("the cell is ready" if ready else "the cell is not ready: %s", *self._missing(ready))
+                was_ready = ready
+            for entry in (WHOLE_SERVER, INFERENCE):
+                await self._server.set_serving(entry, ready)
+
+    def _missing(self, ready: bool) -> tuple[str, ...]:
+        return () if ready else (self.engine.refusal or "",)

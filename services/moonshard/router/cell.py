@@ -1,0 +1,140 @@
+"""The cell as it is now: takes workers' messages, lets membership decide, and acts on the answer.
+
+Runs in the event loop's thread; nothing here awaits.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from moonshard.router.connections import Connection, Connections
+from moonshard.router.engine import Engine
+from moonshard.router.membership import Membership, Outgoing, Role, Worker, WorkerId
+from moonshard.router.rates import RateWindow
+from moonshard.router.wire import (
+    credits_from_ready,
+    membership_message,
+    update_from_output,
+    vitals_from_heartbeat,
+    worker_from_join,
+    worker_status,
+)
+from moonshard.v1 import control_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class _Pulse:
+    """When a worker was last heard, and how fast its total grows."""
+
+    def __init__(self, now_s: float) -> None:
+        self.heard_s = now_s
+        self.rate = RateWindow()
+
+
+class Cell:
+    """changed: set whenever readiness may have changed; its waiter clears it. is_draining: see `drain`."""
+
+    def __init__(
+        self, membership: Membership, connections: Connections, engine: Engine, clock: Callable[[], float]
+    ) -> None:
+        self.membership = membership
+        self.changed = asyncio.Event()
+        self._connections = connections
+        self._engine = engine
+        self._clock = clock
+        self._pulses: dict[WorkerId, _Pulse] = {}
+        self.is_draining = False
+        self._gate()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.membership.is_ready and not self.is_draining
+
+    def join(self, message: pb.Join, cut: Callable[[], object]) -> Connection:
+        """`cut` breaks the worker's stream. Raises ConfigError when the worker does not belong here."""
+        worker = worker_from_join(message)
+        membership, outgoing = self.membership.join(worker)
+        connection = self._connections.open(worker.id, cut)
+        self._pulses[worker.id] = _Pulse(self._clock())
+        logger.info("%s joined", worker.describe())
+        self._commit(membership, outgoing)
+        return connection
+
+    def receive(self, worker_id: WorkerId, message: pb.WorkerMessage) -> None:
+        """Any message but the join. Raises ConfigError for one that breaks the protocol."""
+        kind = message.WhichOneof("body")
+        if kind == "outputs":
+            self._engine.update(worker_id.rank, [update_from_output(output) for output in message.outputs.outputs])
+        elif kind == "heartbeat":
+            self._heartbeat(worker_id, message.heartbeat)
+        elif kind == "ready":
+            self._ready(worker_id, message.ready)
+        else:
+            logger.warning("%s sent a message that is not understood here: %s", worker_id, kind)
+
+    def lost(self, connection: Connection, problem: str) -> None:
+        """The worker's stream is over. Fails the requests that depended on it."""
+        worker = self.membership.workers[connection.worker_id]
+        self._connections.close(connection)
+        del self._pulses[worker.id]
+        logger.log(logging.INFO if self.is_draining else logging.ERROR, "%s lost: %s", worker.describe(), problem)
+        self._commit(self.membership.lost(worker.id), ())
+        self._fail_requests_of(worker, f"{worker.describe()} lost: {problem}")
+
+    def drain(self) -> None:
+        """Refuse new requests from now on."""
+        self.is_draining = True
+        self._gate()
+
+    def statuses(self) -> Iterable[pb.WorkerStatus]:
+        """Of the joined workers, shards first."""
+        now_s = self._clock()
+        workers = self.membership.workers.values()
+        for worker in sorted(workers, key=lambda w: (w.id.role is Role.ATTENTION, w.id.rank)):
+            pulse = self._pulses[worker.id]
+            yield worker_status(worker, now_s - pulse.heard_s, pulse.rate.per_second(now_s))
+
+    def generated_per_second(self) -> float:
+        """Tokens, by all attention workers."""
+        now_s = self._clock()
+        pulses = (pulse for worker_id, pulse in self._pulses.items() if worker_id.role is Role.ATTENTION)
+        return sum(pulse.rate.per_second(now_s) for pulse in pulses)
+
+    def _heartbeat(self, worker_id: WorkerId, beat: pb.Heartbeat) -> None:
+        self.membership = self.membership.heartbeat(worker_id, vitals_from_heartbeat(beat))
+        pulse = self._pulses[worker_id]
+        pulse.heard_s = self._clock()
+        pulse.rate.add(pulse.heard_s, beat.tokens)
+        if not self.membership.is_ready:
+            self._gate()  # the refusal tells the loading progress
+
+    def _ready(self, worker_id: WorkerId, message: pb.Ready) -> None:
+        credits = credits_from_ready(message) if worker_id.role is Role.ATTENTION else None
+        membership, outgoing = self.membership.ready(worker_id, message.data_address, credits)
+        logger.info("%s ready", membership.workers[worker_id].describe())
+        self._commit(membership, outgoing)
+        if credits:
+            self._engine.add_worker(worker_id.rank, credits)
+
+    def _fail_requests_of(self, worker: Worker, problem: str) -> None:
+        if worker.id.role is Role.ATTENTION:
+            self._engine.remove_worker(worker.id.rank, problem)
+        # Every request needs every shard, and some attention worker.
+        if worker.id.role is Role.EXPERT or not self._engine.has_workers:
+            self._engine.fail_all(problem)
+
+    def _commit(self, membership: Membership, outgoing: Iterable[Outgoing]) -> None:
+        self.membership = membership
+        for message in outgoing:
+            self._connections.send(message.to, membership_message(message.message))
+        self._gate()
+
+    def _gate(self) -> None:
+        if self.is_draining:
+            self._engine.refusal = "draining: this router is about to end"
+        elif self.membership.is_ready:
+            self._engine.refusal = None
+        else:
+            self._engine.refusal = f"not ready: {self.membership.describe_missing()}"
+        self.changed.set()

@@ -1,0 +1,59 @@
+"""moonshard.v1.Cluster: what operators and the launcher ask."""
+
+import os
+import socket
+from typing import Any
+
+import psutil
+
+from moonshard.config import CellConfig
+from moonshard.router.cell import Cell
+from moonshard.router.engine import Engine
+from moonshard.v1 import control_pb2 as pb
+from moonshard.v1.control_pb2_grpc import ClusterServicer
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Cluster"].full_name
+
+
+class ClusterService(ClusterServicer):
+    """metrics_address: the router's own, set once it is known."""
+
+    def __init__(self, config: CellConfig, model_name: str, cell: Cell, engine: Engine) -> None:
+        self.metrics_address = ""
+        self._config = config
+        self._model_name = model_name
+        self._cell = cell
+        self._engine = engine
+        self._process = psutil.Process()
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        membership = self._cell.membership
+        covered = membership.coverage
+        return pb.GetStatusResponse(
+            model_name=self._model_name,
+            epoch=membership.epoch,
+            ready=self._cell.is_ready,
+            workers=[self._own_status(), *self._cell.statuses()],
+            coverage=pb.Coverage(
+                num_experts=covered.num_experts,
+                num_covered=covered.num_covered,
+                min_copies=covered.min_copies,
+                max_copies=covered.max_copies,
+            ),
+            num_running=self._engine.num_running,
+            num_waiting=self._engine.num_waiting,
+            tokens_per_second=self._cell.generated_per_second(),
+            num_shards=self._config.num_shards,
+            num_attention=self._config.num_attention,
+            transport=self._config.transport,
+        )
+
+    def _own_status(self) -> pb.WorkerStatus:
+        return pb.WorkerStatus(
+            role=pb.ROLE_ROUTER,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            state=pb.WORKER_STATE_READY if not self._cell.is_draining else pb.WORKER_STATE_DRAINING,
+            metrics_address=self.metrics_address,
+            resident_bytes=self._process.memory_info().rss,
+        )

@@ -1,0 +1,220 @@
+"""Who belongs to the cell: events in, (new state, messages to send) out. Pure: no clock, no stream.
+
+The epoch names the membership that is being formed or is in force; every loss starts the next one. Welcome and
+Members of one membership carry the same number, so that both ends of a data link can compare it.
+
+    worker           router                                attention workers
+    join      ──►    Welcome(epoch)
+    ready     ──►    when every expert is covered:   ──►   Members(epoch, data addresses)
+                                                     ◄──   ready(credits), once connected to every shard
+    lost      ──►    epoch + 1
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from moonshard.errors import ConfigError
+from moonshard.topology import Coverage, Topology, coverage
+
+MAX_NAMED = 4
+
+
+class Role(Enum):
+    ATTENTION = "attention"
+    EXPERT = "expert"
+
+
+class WorkerState(Enum):
+    LOADING = "loading"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerId:
+    role: Role
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.role.value}-{self.rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class Credits:
+    """What an attention worker can take. block_size: tokens per KV block."""
+
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_step_tokens: int
+
+    @property
+    def kv_capacity(self) -> int:
+        """Tokens."""
+        return self.block_size * self.num_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """The last heartbeat. Totals since the worker's start."""
+
+    progress: int = 0
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    tokens: int = 0
+    resident_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A joined worker. experts: logical experts of a shard, empty for an attention worker."""
+
+    id: WorkerId
+    pid: int
+    host: str
+    metrics_address: str
+    experts: range
+    checkpoint_id: str
+    state: WorkerState = WorkerState.LOADING
+    data_address: str = ""
+    credits: Credits | None = None
+    vitals: Vitals = Vitals()
+
+    def describe(self) -> str:
+        return f"{self.id} (pid {self.pid})"
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """data_addresses: one per shard, in shard order."""
+
+    epoch: int
+    data_addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    to: WorkerId
+    message: Welcome | Members
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The committed state. needs_addresses: shards must tell a data address, as they do on links."""
+
+    topology: Topology
+    checkpoint_id: str
+    needs_addresses: bool = True
+    epoch: int = 1
+    workers: Mapping[WorkerId, Worker] = field(default_factory=dict)
+
+    def join(self, worker: Worker) -> tuple["Membership", list[Outgoing]]:
+        """Raises ConfigError when the worker does not belong here."""
+        self._check_joining(worker)
+        state = self._with(worker)
+        messages = [Outgoing(worker.id, Welcome(state.epoch))]
+        if worker.id.role is Role.ATTENTION and state.coverage.complete:
+            messages.append(Outgoing(worker.id, state._members()))
+        return state, messages
+
+    def ready(
+        self, worker_id: WorkerId, data_address: str, credits: Credits | None
+    ) -> tuple["Membership", list[Outgoing]]:
+        """Raises ConfigError when the message lacks what its role must tell, or comes twice."""
+        worker = self.workers[worker_id]
+        self._check_ready(worker, data_address, credits)
+        state = self._with(replace(worker, state=WorkerState.READY, data_address=data_address, credits=credits))
+        if worker_id.role is Role.ATTENTION or not state.coverage.complete:
+            return state, []
+        return state, [Outgoing(other.id, state._members()) for other in state._of(Role.ATTENTION)]
+
+    def heartbeat(self, worker_id: WorkerId, vitals: Vitals) -> "Membership":
+        return self._with(replace(self.workers[worker_id], vitals=vitals))
+
+    def lost(self, worker_id: WorkerId) -> "Membership":
+        """Without the worker, in the next epoch."""
+        rest = {key: worker for key, worker in self.workers.items() if key != worker_id}
+        return replace(self, workers=rest, epoch=self.epoch + 1)
+
+    @property
+    def coverage(self) -> Coverage:
+        """Of the experts by the shards that are ready."""
+        ready = (shard.experts for shard in self._of(Role.EXPERT) if shard.state is WorkerState.READY)
+        return coverage(self.topology.num_experts, ready)
+
+    @property
+    def is_ready(self) -> bool:
+        return not any(True for _ in self._missing())
+
+    @property
+    def kv_capacity(self) -> int | None:
+        """Tokens that the largest ready attention worker holds; None before any is ready."""
+        return max((w.credits.kv_capacity for w in self._of(Role.ATTENTION) if w.credits), default=None)
+
+    def describe_missing(self) -> str:
+        """What the cell waits for, in words; empty when it is ready."""
+        missing = list(self._missing())
+        more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+        return ", ".join(missing[:MAX_NAMED]) + more
+
+    def _missing(self) -> Iterator[str]:
+        for worker_id in self._expected():
+            worker = self.workers.get(worker_id)
+            if worker is None:
+                yield f"{worker_id} has not joined"
+            elif worker.state is WorkerState.LOADING:
+                yield f"{worker_id} is loading{_progress(worker.vitals)}"
+
+    def _expected(self) -> Iterator[WorkerId]:
+        yield from (WorkerId(Role.EXPERT, rank) for rank in range(self.topology.num_shards))
+        yield from (WorkerId(Role.ATTENTION, rank) for rank in range(self.topology.num_attention))
+
+    def _of(self, role: Role) -> list[Worker]:
+        return sorted((w for w in self.workers.values() if w.id.role is role), key=lambda w: w.id.rank)
+
+    def _with(self, worker: Worker) -> "Membership":
+        return replace(self, workers={**self.workers, worker.id: worker})
+
+    def _members(self) -> Members:
+        return Members(self.epoch, tuple(shard.data_address for shard in self._of(Role.EXPERT)))
+
+    def _check_joining(self, worker: Worker) -> None:
+        role, rank = worker.id.role, worker.id.rank
+        limit = self.topology.num_shards if role is Role.EXPERT else self.topology.num_attention
+        if not 0 <= rank < limit:
+            raise ConfigError("rank", f"{role.value} ranks of this cell are 0..{limit - 1}, got {rank}")
+        if holder := self.workers.get(worker.id):
+            raise ConfigError("rank", f"{holder.describe()} holds this rank already, pid {worker.pid} asks for it")
+        if worker.checkpoint_id != self.checkpoint_id:
+            raise ConfigError(
+                "checkpoint_id", f"the cell serves {self.checkpoint_id!r}, {worker.id} has {worker.checkpoint_id!r}"
+            )
+        expected = self.topology.experts_of(rank) if role is Role.EXPERT else range(0)
+        if worker.experts != expected:
+            raise ConfigError("experts", f"{worker.id} must hold {_span(expected)}, got {_span(worker.experts)}")
+
+    def _check_ready(self, worker: Worker, data_address: str, credits: Credits | None) -> None:
+        if worker.state is WorkerState.READY:
+            raise ConfigError("ready", f"{worker.id} is ready already")
+        if worker.id.role is Role.EXPERT and self.needs_addresses and not data_address:
+            raise ConfigError("data_address", f"{worker.id} must tell where its links listen, got none")
+        if worker.id.role is Role.ATTENTION:
+            _check_credits(worker.id, credits)
+
+
+def _check_credits(worker_id: WorkerId, credits: Credits | None) -> None:
+    if credits is None or min(credits.block_size, credits.num_blocks, credits.max_num_seqs) < 1:
+        raise ConfigError("credits", f"{worker_id} must announce at least one block and one slot, got {credits}")
+
+
+def _span(experts: range) -> str:
+    return f"experts [{experts.start}, {experts.stop})" if experts else "no experts"
+
+
+def _progress(vitals: Vitals) -> str:
+    return f" ({100 * vitals.loaded_bytes // vitals.total_bytes} %)" if vitals.total_bytes else ""

@@ -1,0 +1,63 @@
+"""What the router knows of the checkpoint it fronts: facts of config.json, tokenizer, template. No weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from moonshard.config import CellConfig
+from moonshard.model.config import ModelConfig
+from moonshard.router.template import ChatTemplate
+from moonshard.router.tokenizer import load_tokenizer
+
+
+class StreamDecoder(Protocol):
+    def push(self, ids: Sequence[int], /) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str, allow_special: bool) -> list[int]: ...
+
+    def stream(self) -> StreamDecoder: ...
+
+
+class Template(Protocol):
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: bool = True,
+        add_generation_prompt: bool = True,
+    ) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    name: str
+    checkpoint_id: str
+    vocab_size: int
+    max_position_embeddings: int
+    eos_token_ids: tuple[int, ...]
+    num_experts: int
+    num_experts_per_token: int
+    num_layers: int
+    tokenizer: Tokenizer
+    template: Template
+
+
+def load_served_model(config: CellConfig) -> ServedModel:
+    """Read the checkpoint's small files. Raises ConfigError or CheckpointError."""
+    model = ModelConfig.from_dir(config.checkpoint)
+    return ServedModel(
+        name=config.model_name or config.checkpoint.resolve().name,
+        checkpoint_id=model.checkpoint_id,
+        vocab_size=model.vocab_size,
+        max_position_embeddings=model.max_position_embeddings,
+        eos_token_ids=tuple(model.eos_token_ids),
+        num_experts=model.n_routed_experts,
+        num_experts_per_token=model.num_experts_per_tok,
+        num_layers=model.num_hidden_layers,
+        tokenizer=load_tokenizer(config.checkpoint),
+        template=ChatTemplate.load(config.checkpoint),
+    )

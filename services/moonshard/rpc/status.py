@@ -1,0 +1,122 @@
+"""Errors as gRPC statuses: the one table, and the interceptor that applies it to every method of ours.
+
+Knows nothing of requests or workers. An error that is no MoonshardError is a bug of ours: it is logged with its
+traceback, answered INTERNAL, and the server goes on.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+
+from moonshard.errors import ConfigError, DuplicateRequest, MoonshardError, Overloaded, RequestError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+OUR_METHODS = "/moonshard."
+RETRY_AFTER = "retry-after"  # seconds, as HTTP's header of that name
+STATUS_DETAILS = "grpc-status-details-bin"
+
+# The first class that fits decides: subclasses stand before their bases.
+CODES: tuple[tuple[type[MoonshardError], grpc.StatusCode], ...] = (
+    (DuplicateRequest, grpc.StatusCode.ALREADY_EXISTS),
+    (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RpcStatus:
+    """What a failed call ends with."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
+def status_of(error: Exception) -> RpcStatus:
+    """The status for an error; a bug's status tells its class only, the log tells the rest."""
+    for kind, code in CODES:
+        if isinstance(error, kind):
+            return RpcStatus(code, str(error), _retry_hint(error, code))
+    return RpcStatus(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}); see the server's log")
+
+
+def _retry_hint(error: MoonshardError, code: grpc.StatusCode) -> tuple[tuple[str, str | bytes], ...]:
+    if not isinstance(error, Overloaded):
+        return ()
+    delay = Duration()
+    delay.FromMilliseconds(round(error.retry_after_s * 1000))
+    detail = AnyMessage()
+    detail.Pack(RetryInfo(retry_delay=delay))
+    # `code.value` is (number, name).
+    status = Status(code=code.value[0], message=str(error), details=[detail])
+    return ((RETRY_AFTER, f"{error.retry_after_s:g}"), (STATUS_DETAILS, status.SerializeToString()))
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Ends a call whose servicer raised with the status of the error.
+
+    Streaming servicers are async generators. Their messages are written from here, so that a cancelled call closes the
+    generator at once: its `finally` runs then and there, not when the garbage collector comes by.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(OUR_METHODS):
+            return handler
+        return _guarded(handler)
+
+
+def _guarded(handler: Any) -> Any:
+    codec = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
+    if handler.unary_unary:
+        return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary), **codec)
+    if handler.unary_stream:
+        return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream), **codec)
+    assert handler.stream_stream, "our contracts have no client-streaming method with a single answer"
+    return grpc.stream_stream_rpc_method_handler(_guard_stream(handler.stream_stream), **codec)
+
+
+def _guard_unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await method(request, context)
+        except Exception as error:  # noqa: BLE001 - the outermost frame of a call
+            await _abort(context, error)
+
+    return call
+
+
+def _guard_stream(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+    async def call(request: Any, context: Any) -> None:
+        try:
+            async with aclosing(method(request, context)) as messages:  # type: ignore[type-var]
+                async for message in messages:
+                    await context.write(message)
+        except Exception as error:  # noqa: BLE001 - the outermost frame of a call
+            await _abort(context, error)
+
+    return call
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    if context.done():  # the caller left while we wrote: nobody to tell
+        return
+    if not isinstance(error, MoonshardError):
+        logger.error("a call failed", exc_info=error)
+    status = status_of(error)
+    await context.abort(status.code, status.details, status.trailing_metadata)

@@ -1,0 +1,193 @@
+"""The process group of one cell, its store, and the doorbell that ends a common sleep.
+
+The group is built beside torch's process-wide default group, so that two workers can live in one process.
+"""
+
+import logging
+import socket
+import threading
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, ProcessGroup, TCPStore  # type: ignore[attr-defined]
+
+from moonshard.errors import ConfigError, PeerLost, TransportTimeout
+
+_log = logging.getLogger(__name__)
+_RING_TIMEOUT = timedelta(seconds=5)
+_WAIT_SLICE_S = 60.0
+
+
+class Group:
+    """Rank `rank` of `world_size` on `device`. `close` it from the thread that uses it; `ring` from any thread."""
+
+    def __init__(
+        self,
+        process_group: ProcessGroup,
+        store: TCPStore,
+        ringer: TCPStore,
+        device: torch.device,
+        timeout_s: float,
+    ) -> None:
+        self.process_group: ProcessGroup | None = process_group
+        self.rank = process_group.rank()
+        self.world_size = process_group.size()
+        self.device = device
+        self.timeout_s = timeout_s
+        self._store = store
+        self._ringer: TCPStore | None = ringer
+        self._ringer_lock = threading.Lock()
+        self._last_rung = -1
+
+    def all_gather(self, row: list[int], what: str) -> list[list[int]]:
+        """Every rank's row of numbers, by rank. On CUDA this is the step's one host sync."""
+        own = torch.tensor(row, dtype=torch.int64, device=self.device)
+        rows = [torch.empty_like(own) for _ in range(self.world_size)]
+        with translated(self, what):
+            dist.all_gather(rows, own, group=self.process_group)
+        return [r.tolist() for r in rows]
+
+    def all_gather_bytes(self, data: bytes, what: str) -> list[bytes]:
+        """Every rank's bytes, by rank."""
+        sizes = [size for [size] in self.all_gather([len(data)], what)]
+        padded = list(data.ljust(max(sizes), b"\0"))
+        rows = self.all_gather(padded, what)
+        return [bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
+
+    def exchange(self, out: torch.Tensor, out_sizes: list[int], data: torch.Tensor, sizes: list[int]) -> Any:
+        """Start an all-to-all of uint8 tensors with one size per rank; returns the work to wait for."""
+        with translated(self, "all-to-all"):
+            return dist.all_to_all_single(out, data, out_sizes, sizes, group=self.process_group, async_op=True)
+
+    def wait(self, work: Any, what: str) -> None:
+        with translated(self, what):
+            work.wait()
+
+    def ring(self, bell: int) -> None:
+        """End everyone's `sleep` at this bell, present or to come. Any thread."""
+        with self._ringer_lock:
+            if self._ringer is None or bell <= self._last_rung:
+                return
+            try:
+                self._ringer.set(f"bell/{bell}", "1")
+                self._last_rung = bell
+            except RuntimeError as error:
+                _log.warning("rank %d cannot wake the others: %s", self.rank, _first_line(error))
+
+    def sleep(self, bell: int, timeout_s: float) -> bool:
+        """Block until the bell is rung; False after timeout_s. Raises PeerLost when the store (rank 0) is gone."""
+        timeout = timedelta(seconds=max(0.001, min(timeout_s, _WAIT_SLICE_S)))
+        try:
+            self._store.wait([f"bell/{bell}"], timeout)
+        except dist.DistStoreError as error:
+            if "timeout" not in str(error).lower():
+                raise PeerLost(f"the store of rank 0 (shard 0) is gone: {_first_line(error)}") from error
+            return False
+        except RuntimeError as error:
+            raise PeerLost(f"the store of rank 0 (shard 0) is gone: {_first_line(error)}") from error
+        self._forget(bell - 1)
+        return True
+
+    def close(self) -> None:
+        """Leave the group. Never waits for the others, dead or alive."""
+        group, self.process_group = self.process_group, None
+        with self._ringer_lock:
+            self._ringer = None
+        if group is not None:
+            with suppress(RuntimeError):
+                group.abort()
+
+    def _forget(self, bell: int) -> None:
+        """Rank 0 removes the previous bell: an agreement of all ranks lies between the two."""
+        if self.rank == 0 and bell >= 0:
+            with suppress(RuntimeError):
+                self._store.delete_key(f"bell/{bell}")
+
+
+class translated:  # noqa: N801  reads as a phrase: `with translated(group, "agreement")`
+    """Turn what torch raises into PeerLost or TransportTimeout that says where we were."""
+
+    def __init__(self, group: Group, what: str) -> None:
+        self._group = group
+        self._what = what
+
+    def __enter__(self) -> None:
+        if self._group.process_group is None:
+            raise PeerLost(f"{self._what}: rank {self._group.rank} has left the group")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, RuntimeError):
+            return
+        where = f"{self._what}, rank {self._group.rank} of {self._group.world_size}"
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            raise TransportTimeout(f"{where}: no answer within {self._group.timeout_s:g} s") from error
+        raise PeerLost(f"{where}: another rank is gone: {_first_line(error)}") from error
+
+
+def join_group(address: str, rank: int, world_size: int, device: torch.device | str, timeout_s: float) -> Group:
+    """Join the group whose store rank 0 hosts at `address` (host:port). Returns when all ranks are there.
+
+    timeout_s: limit for joining and for every later exchange. Raises ConfigError, PeerLost, TransportTimeout.
+    """
+    host, port = _parse(address)
+    device = torch.device(device)
+    timeout = timedelta(seconds=timeout_s)
+    if not 0 <= rank < world_size:
+        raise ConfigError("rank", f"must be in 0..{world_size - 1}, got {rank}")
+    try:
+        store = TCPStore(host, port, world_size, rank == 0, timeout, wait_for_workers=False)
+        ringer = TCPStore(host, port, world_size, False, timeout, wait_for_workers=False)
+        ringer.set_timeout(_RING_TIMEOUT)
+        group = _make_process_group(PrefixStore("group/", store), host, rank, world_size, device, timeout)
+        return Group(group, store, ringer, device, timeout_s)
+    except RuntimeError as error:
+        problem = f"rank {rank} of {world_size} cannot join the group at {address}: {_first_line(error)}"
+        timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        raise (TransportTimeout if timed_out else PeerLost)(problem) from error
+
+
+def _make_process_group(
+    store: PrefixStore, host: str, rank: int, world_size: int, device: torch.device, timeout: timedelta
+) -> ProcessGroup:
+    group = ProcessGroup(store, rank, world_size)
+    options: Any
+    backend: Any
+    if device.type == "cuda":
+        # This branch has never run: the project's machines have no CUDA device.
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        torch.cuda.set_device(device)
+        backend = dist.ProcessGroupNCCL(store, rank, world_size, options)
+        kind = ProcessGroup.BackendType.NCCL
+    else:
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=_own_host(host), lazy_init=False)]
+        options._timeout = timeout
+        backend = dist.ProcessGroupGloo(store, rank, world_size, options)
+        kind = ProcessGroup.BackendType.GLOO
+    group._set_default_backend(kind)
+    group._register_backend(device, kind, backend)
+    return group
+
+
+def _own_host(store_host: str) -> str:
+    """Our address as seen by the store's host: gloo would take what the host name resolves to, often wrong."""
+    family, _, _, _, target = socket.getaddrinfo(store_host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(target)
+        own: str = probe.getsockname()[0]
+        return own
+
+
+def _parse(address: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix("tcp:").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError("address", f"must be host:port, got {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

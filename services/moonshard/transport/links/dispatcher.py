@@ -1,0 +1,271 @@
+"""The attention side of the direct links. Not thread-safe, `wake` excepted.
+
+Shapes: T rows of a step, R rows that go to one shard, D hidden size, K experts per token.
+"""
+
+import math
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moonshard.errors import PeerLost, ProtocolMismatch, TransportError, TransportTimeout
+from moonshard.transport import wire
+from moonshard.transport.contract import TransportStats, WireSpec, sum_in_shard_order
+from moonshard.transport.links import address, handshake
+from moonshard.transport.links.routing import ShardRows, split_by_shard
+from moonshard.transport.links.stream import Message, Stream
+from moonshard.transport.wire import Kind
+
+
+@dataclass(slots=True, eq=False)
+class LinkHandle:
+    """Owns the rows until combine is done, so that they can be sent again."""
+
+    step: int
+    layer: int
+    x_TD: Tensor
+    topk_ids_TK: Tensor
+    topk_weights_TK: Tensor
+    routes: dict[int, ShardRows]
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    abandoned: bool = False
+
+    @property
+    def missing(self) -> list[int]:
+        return [shard for shard in self.routes if shard not in self.sums]
+
+    def num_rows_of(self, shard: int) -> int:
+        return len(self.routes[shard].ids_RK)
+
+
+class _Link:
+    """One shard as the dispatcher sees it. `pending`: handles whose replies are due, oldest first per (step, layer)."""
+
+    def __init__(self, shard: int, stream: Stream) -> None:
+        self.shard = shard
+        self.stream = stream
+        self.max_rows = 0
+        self.pending: dict[tuple[int, int], deque[LinkHandle]] = {}
+        self.error: TransportError | None = None
+
+    def expect_reply(self, handle: LinkHandle) -> None:
+        self.pending.setdefault((handle.step, handle.layer), deque()).append(handle)
+
+    def take_pending(self, step: int, layer: int) -> LinkHandle:
+        waiting = self.pending.get((step, layer))
+        if not waiting:
+            due = ", ".join(f"(step {s}, layer {n})" for s, n in self.pending) or "none"
+            raise ProtocolMismatch(f"reply: expected one of the outstanding: {due}; got (step {step}, layer {layer})")
+        handle = waiting.popleft()
+        if not waiting:
+            del self.pending[step, layer]
+        return handle
+
+
+class LinkDispatcher:
+    """One link per shard. Rows go only to shards that hold one of their experts."""
+
+    def __init__(self, spec: WireSpec, source: int, addresses: Sequence[str], timeout_s: float = 30.0) -> None:
+        """Connect to every shard. `addresses` in shard order. Raises PeerLost, ProtocolMismatch, TransportTimeout."""
+        assert len(addresses) == spec.num_shards, f"{len(addresses)} addresses for {spec.num_shards} shards"
+        self.spec = spec
+        self.source = source
+        self.stats = TransportStats.for_peers(spec.num_shards)
+        self._timeout_s = timeout_s
+        self._step = -1
+        self._woken = threading.Event()
+        self._poll = select.poll()
+        self._links: list[_Link] = []
+        self._by_fd: dict[int, _Link] = {}
+        self._wait_started: float | None = None
+        try:
+            self._connect(addresses)
+        except BaseException:
+            self.close()
+            raise
+
+    def begin_step(self, num_rows: int) -> None:
+        self._step += 1
+
+    def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> LinkHandle:
+        # CUDA rows take the copies below (`.cpu()`); this has never run on a CUDA device.
+        ids_TK = topk_ids_TK.to("cpu", torch.int32).contiguous().numpy()
+        weights_TK = topk_weights_TK.detach().to("cpu", torch.float32).contiguous().numpy()
+        rows_TB = wire.rows_to_bytes(x_TD.to("cpu", self.spec.row_dtype).contiguous())
+        routes = {route.shard: route for route in split_by_shard(ids_TK, self.spec)}
+        handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK, routes)
+        for shard in routes:
+            self._send_rows(self._links[shard], handle, rows_TB, weights_TK)
+        self._send_the_rest(handle)
+        self.stats.num_dispatches += 1
+        self.stats.num_rows += len(ids_TK)
+        return handle
+
+    def combine(self, handle: LinkHandle) -> Tensor:
+        self._wait_started = time.monotonic()
+        deadline = self._wait_started + self._timeout_s
+        try:
+            while missing := handle.missing:
+                self._raise_lost(handle, missing)
+                if not self._pump(deadline):
+                    raise TransportTimeout(f"{_where(handle, missing)}: no reply within {self._timeout_s:g} s")
+        except TransportError:
+            handle.abandoned = True
+            raise
+        finally:
+            self._wait_started = None
+        return self._sum(handle)
+
+    def idle(self, timeout_s: float) -> None:
+        self._woken.wait(timeout_s)
+        self._woken.clear()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        for link in self._links:
+            link.stream.close()
+        self._woken.set()
+
+    def _connect(self, addresses: Sequence[str]) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        for shard, target in enumerate(addresses):
+            try:
+                link = _Link(shard, Stream(address.connect(target, self._timeout_s)))
+            except PeerLost as error:
+                raise PeerLost(f"shard {shard}: {error}") from error
+            self._links.append(link)
+            self._by_fd[link.stream.fileno()] = link
+            self._poll.register(link.stream, select.POLLIN)
+            link.stream.send(*handshake.hello(self.spec, self.source, shard))
+        while strangers := [link.shard for link in self._links if not link.max_rows]:
+            if not self._pump(deadline):
+                raise TransportTimeout(f"shards {strangers}: no answer to the handshake within {self._timeout_s:g} s")
+            self._raise_refused()
+
+    def _raise_refused(self) -> None:
+        for link in self._links:
+            if link.error:
+                raise type(link.error)(f"shard {link.shard}: {link.error}")
+
+    def _send_rows(
+        self,
+        link: _Link,
+        handle: LinkHandle,
+        rows_TB: wire.Bytes,
+        weights_TK: NDArray[np.float32],
+    ) -> None:
+        _, rows_R, ids_RK = handle.routes[link.shard]
+        if link.error:
+            return
+        if len(ids_RK) > link.max_rows:
+            raise ProtocolMismatch(f"shard {link.shard}: at most {link.max_rows} rows a message, got {len(ids_RK)}")
+        header = wire.dispatch_header(self.spec, self.source, handle.step, handle.layer, len(ids_RK))
+        if rows_R is not None:
+            rows_TB, weights_TK = rows_TB[rows_R], weights_TK[rows_R]
+        link.expect_reply(handle)
+        try:
+            link.stream.send(wire.pack_header(header), ids_RK, weights_TK, rows_TB)
+        except PeerLost as error:
+            self._lose(link, error)
+            return
+        self.stats.sent_bytes[link.shard] += wire.HEADER_BYTES + header.payload_bytes
+
+    def _send_the_rest(self, handle: LinkHandle) -> None:
+        """Wait for room in full sockets, taking replies meanwhile: a shard that is sending to us makes no room."""
+        deadline = time.monotonic() + self._timeout_s
+        while unsent := [link for link in self._links if link.stream.unsent]:
+            for link in unsent:
+                self._poll.modify(link.stream, select.POLLIN | select.POLLOUT)
+            if not self._pump(deadline):
+                for link in unsent:
+                    where = _where(handle, [link.shard])
+                    self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._timeout_s:g} s"))
+
+    def _pump(self, deadline: float) -> bool:
+        """Wait until something happens on a link and handle it. False when the deadline passed first."""
+        remaining_ms = max(0, math.ceil((deadline - time.monotonic()) * 1000))
+        events = self._poll.poll(remaining_ms)
+        for fd, event in events:
+            if link := self._by_fd.get(fd):
+                self._serve(link, event)
+        return bool(events)
+
+    def _serve(self, link: _Link, event: int) -> None:
+        try:
+            if event & ~select.POLLOUT:
+                for message in link.stream.receive():
+                    self._accept(link, message)
+            if event & select.POLLOUT:
+                link.stream.flush()
+                if not link.stream.unsent:
+                    self._poll.modify(link.stream, select.POLLIN)
+        except TransportError as error:
+            self._lose(link, error)
+
+    def _accept(self, link: _Link, message: Message) -> None:
+        header, payload = message
+        if not link.max_rows:
+            link.max_rows = handshake.read_answer(message)
+            link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.reply_bytes(self.spec, link.max_rows))
+            return
+        if header.kind is Kind.ERROR:
+            raise ProtocolMismatch(f"the shard closed the link: {handshake.text(payload)}")
+        wire.expect("reply", "kind", Kind.REPLY.name, header.kind.name)
+        self._accept_reply(link, header, payload)
+
+    def _accept_reply(self, link: _Link, header: wire.Header, payload: wire.Bytes) -> None:
+        handle = link.take_pending(header.step, header.layer)
+        num_rows = handle.num_rows_of(link.shard)
+        expected = wire.reply_header(self.spec, link.shard, handle.step, handle.layer, num_rows)
+        wire.check_header("reply", expected, header)
+        handle.sums[link.shard] = wire.bytes_to_rows(payload, self.spec, num_rows)
+        self.stats.received_bytes[link.shard] += wire.HEADER_BYTES + header.payload_bytes
+        if self._wait_started is not None and not handle.abandoned:
+            self.stats.wait_s[link.shard] += time.monotonic() - self._wait_started
+
+    def _lose(self, link: _Link, error: TransportError) -> None:
+        """Close one link; whoever waits for it learns from `combine`, in the shard's last words if there are any."""
+        link.error = _last_words(link, error) if isinstance(error, PeerLost) else error
+        if not link.stream.closed:
+            self._poll.unregister(link.stream)
+            del self._by_fd[link.stream.fileno()]
+            link.stream.close()
+        link.pending.clear()
+
+    def _raise_lost(self, handle: LinkHandle, missing: Sequence[int]) -> None:
+        for shard in missing:
+            if error := self._links[shard].error:
+                raise type(error)(f"{_where(handle, [shard])}: {error}")
+
+    def _sum(self, handle: LinkHandle) -> Tensor:
+        parts = [
+            (None if route.rows_R is None else torch.from_numpy(route.rows_R), handle.sums[shard])
+            for shard, route in handle.routes.items()
+        ]
+        y_TD = sum_in_shard_order(parts, handle.x_TD.shape[0], self.spec.hidden_size)
+        return y_TD.to(handle.x_TD.device)
+
+
+def _last_words(link: _Link, error: TransportError) -> TransportError:
+    try:
+        for header, payload in link.stream.receive():
+            if header.kind in (Kind.ERROR, Kind.REFUSE):
+                return ProtocolMismatch(f"the shard closed the link: {handshake.text(payload)}")
+    except TransportError:
+        pass
+    return error
+
+
+def _where(handle: LinkHandle, shards: Sequence[int]) -> str:
+    names = ", ".join(map(str, shards))
+    return f"shard {names}, layer {handle.layer}, step {handle.step}"

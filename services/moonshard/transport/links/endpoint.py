@@ -1,0 +1,242 @@
+"""The expert side of the direct links: serves rows in arrival order, merging what waits for the same layer.
+
+Shapes: R rows of a batch, D hidden size, K experts per token.
+"""
+
+import logging
+import math
+import select
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moonshard.errors import PeerLost, ProtocolMismatch, TransportError
+from moonshard.transport import wire
+from moonshard.transport.contract import ExpertBatch, Segment, TransportStats, WireSpec
+from moonshard.transport.links import handshake
+from moonshard.transport.links.address import Listener
+from moonshard.transport.links.stream import Message, Stream
+from moonshard.transport.wire import Kind
+
+_log = logging.getLogger(__name__)
+_WAITING_MAX = 16  # messages of one source that may wait before its link is left unread
+_LINKS_MAX = 1024
+
+
+class _Link:
+    """One attention worker as the shard sees it; `source` is -1 until its HELLO is accepted."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.source = -1
+        self.num_waiting = 0
+        self.opened_at = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        return f"attention worker {self.source}" if self.source >= 0 else "a stranger"
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    link: _Link
+    header: wire.Header
+    ids_RK: Tensor
+    weights_RK: Tensor
+    x_RD: Tensor
+
+
+class LinkEndpoint:
+    """A listening socket and the links it accepted. A bad link is closed; the others are served on."""
+
+    def __init__(
+        self, spec: WireSpec, shard: int, address: str, *, max_rows: int = 8192, timeout_s: float = 30.0
+    ) -> None:
+        """Listen on `address`. max_rows: rows of a message and of a merged batch. timeout_s: limit for a handshake."""
+        self.spec = spec
+        self.shard = shard
+        self.stats = TransportStats()
+        self._max_rows = max_rows
+        self._timeout_s = timeout_s
+        self._ids_known = frozenset([-1, *spec.experts_of(shard)])
+        self._layers = frozenset(spec.moe_layers)
+        self._links: dict[int, _Link] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._listener = Listener(address)
+        self.address = self._listener.address
+        self._poll = select.poll()
+        self._poll.register(self._listener.socket, select.POLLIN)
+
+    def receive(self, timeout_s: float) -> ExpertBatch | None:
+        started = time.monotonic()
+        self._pump(0.0 if self._waiting else timeout_s)
+        while not self._waiting:
+            remaining_s = started + timeout_s - time.monotonic()
+            if remaining_s <= 0:
+                return None
+            self._pump(remaining_s)
+        self.stats.wait_s[self._waiting[0].link.source] += time.monotonic() - started
+        return self._merge(self._take_layer())
+
+    def reply(self, batch: ExpertBatch, y_RD: Tensor) -> None:
+        assert y_RD.shape == batch.x_RD.shape, f"{tuple(y_RD.shape)} sums for {tuple(batch.x_RD.shape)} rows"
+        # CUDA sums take the copy below; this has never run on a CUDA device.
+        rows_RB = wire.rows_to_bytes(y_RD.to("cpu", self.spec.row_dtype).contiguous())
+        for segment, waiting in zip(batch.segments, batch.ticket, strict=True):
+            self._reply(waiting.link, waiting.header, rows_RB[segment.start : segment.stop])
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.stream.close()
+        self._links.clear()
+        self._waiting.clear()
+        self._listener.close()
+
+    def _pump(self, timeout_s: float) -> None:
+        """Wait for something to happen on any socket and handle all that did."""
+        for fd, event in self._poll.poll(max(0, math.ceil(timeout_s * 1000))):
+            if link := self._links.get(fd):
+                self._serve(link, event)
+            elif fd == self._listener.socket.fileno():
+                self._accept_links()
+        self._drop_silent_strangers()
+
+    def _accept_links(self) -> None:
+        while connection := self._listener.accept():
+            if len(self._links) >= _LINKS_MAX:
+                _log.warning("refused a connection: %d links are open", len(self._links))
+                connection.close()
+                continue
+            link = _Link(Stream(connection))
+            self._links[link.stream.fileno()] = link
+            self._poll.register(link.stream, select.POLLIN)
+
+    def _serve(self, link: _Link, event: int) -> None:
+        try:
+            if event & select.POLLOUT:
+                link.stream.flush()
+            else:
+                for message in link.stream.receive():
+                    self._accept(link, message)
+            self._watch(link)
+        except PeerLost as error:
+            self._close_link(
+                link, logging.INFO if link.source >= 0 and not link.num_waiting else logging.WARNING, error
+            )
+        except ProtocolMismatch as error:
+            self._turn_away(link, error)
+
+    def _watch(self, link: _Link) -> None:
+        """A source with unsent replies or many waiting messages is not read: every queue has a limit."""
+        wanted = select.POLLOUT if link.stream.unsent else select.POLLIN if link.num_waiting < _WAITING_MAX else 0
+        self._poll.modify(link.stream, wanted)
+
+    def _accept(self, link: _Link, message: Message) -> None:
+        if link.source < 0:
+            self._welcome(link, handshake.read_hello(message, self.spec, self.shard).source)
+            return
+        header, payload = message
+        if header.kind is Kind.ERROR:
+            raise PeerLost(handshake.text(payload))
+        self._check(link, header)
+        ids_RK, weights_RK, x_RD = wire.split_dispatch(payload, self.spec, header.num_rows)
+        if not self._ids_known.issuperset(ids_RK.view(-1).tolist()):
+            raise ProtocolMismatch(
+                f"dispatch: ids: expected those of {self.spec.experts_of(self.shard)} or -1, got others"
+            )
+        self._waiting.append(_Waiting(link, header, ids_RK, weights_RK, x_RD))
+        link.num_waiting += 1
+        self.stats.received_bytes[link.source] += wire.HEADER_BYTES + header.payload_bytes
+
+    def _check(self, link: _Link, header: wire.Header) -> None:
+        expected = wire.dispatch_header(self.spec, link.source, header.step, header.layer, header.num_rows)
+        wire.check_header("dispatch", expected, header)
+        if header.layer not in self._layers:
+            first, last = min(self._layers), max(self._layers)
+            raise ProtocolMismatch(f"dispatch: layer: expected an MoE layer in {first}..{last}, got {header.layer}")
+        if not 1 <= header.num_rows <= self._max_rows:
+            raise ProtocolMismatch(f"dispatch: num_rows: expected 1..{self._max_rows}, got {header.num_rows}")
+
+    def _welcome(self, link: _Link, source: int) -> None:
+        for other in [other for other in self._links.values() if other.source == source]:
+            self._close_link(other, logging.WARNING, PeerLost("it connected anew"))
+        link.source = source
+        link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.dispatch_bytes(self.spec, self._max_rows))
+        for totals in (self.stats.sent_bytes, self.stats.received_bytes, self.stats.wait_s):
+            totals.extend([0] * (source + 1 - len(totals)))
+        link.stream.send(*handshake.welcome(self._max_rows))
+        _log.info("%s joined", link.name)
+
+    def _turn_away(self, link: _Link, error: ProtocolMismatch) -> None:
+        """Tell the other side why before closing, if it still listens."""
+        kind = Kind.ERROR if link.source >= 0 else Kind.REFUSE
+        try:
+            link.stream.send(*wire.control(kind, str(error).encode(), self.shard))
+        except PeerLost:
+            _log.debug("%s did not wait for the reason", link.name)
+        self._close_link(link, logging.ERROR, error)
+
+    def _close_link(self, link: _Link, level: int, error: TransportError) -> None:
+        _log.log(level, "shard %d closes the link of %s: %s", self.shard, link.name, error)
+        self._poll.unregister(link.stream)
+        del self._links[link.stream.fileno()]
+        link.stream.close()
+        self._waiting = deque(waiting for waiting in self._waiting if waiting.link is not link)
+
+    def _drop_silent_strangers(self) -> None:
+        limit = time.monotonic() - self._timeout_s
+        for link in [link for link in self._links.values() if link.source < 0 and link.opened_at < limit]:
+            self._turn_away(link, ProtocolMismatch(f"handshake: no HELLO within {self._timeout_s:g} s"))
+
+    def _take_layer(self) -> list[_Waiting]:
+        """The oldest message and the others of its layer, whole, as long as they fit max_rows."""
+        layer, num_rows = self._waiting[0].header.layer, 0
+        taken: list[_Waiting] = []
+        for waiting in self._waiting:
+            if waiting.header.layer != layer:
+                continue
+            num_rows += waiting.header.num_rows
+            if num_rows > self._max_rows:
+                break
+            taken.append(waiting)
+        self._waiting = deque(waiting for waiting in self._waiting if waiting not in taken)
+        for waiting in taken:
+            waiting.link.num_waiting -= 1
+            self._watch(waiting.link)
+        return taken
+
+    def _merge(self, taken: list[_Waiting]) -> ExpertBatch:
+        segments, stop = [], 0
+        for waiting in taken:
+            start, stop = stop, stop + waiting.header.num_rows
+            segments.append(Segment(waiting.link.source, waiting.header.step, start, stop))
+        self.stats.num_dispatches += 1
+        self.stats.num_rows += stop
+        return ExpertBatch(
+            taken[0].header.layer,
+            _cat([waiting.x_RD for waiting in taken]),
+            _cat([waiting.ids_RK for waiting in taken]),
+            _cat([waiting.weights_RK for waiting in taken]),
+            tuple(segments),
+            ticket=taken,
+        )
+
+    def _reply(self, link: _Link, asked: wire.Header, rows_RB: wire.Bytes) -> None:
+        if link.stream.closed:
+            _log.warning("shard %d drops a reply for layer %d: %s is gone", self.shard, asked.layer, link.name)
+            return
+        header = wire.reply_header(self.spec, self.shard, asked.step, asked.layer, asked.num_rows)
+        try:
+            link.stream.send(wire.pack_header(header), rows_RB)
+            self._watch(link)
+        except PeerLost as error:
+            self._close_link(link, logging.WARNING, error)
+            return
+        self.stats.sent_bytes[link.source] += wire.HEADER_BYTES + header.payload_bytes
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

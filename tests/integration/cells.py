@@ -1,0 +1,109 @@
+"""Real cells for the tests: ten and more processes on this machine, started by the launcher, ended with the test."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from moonshard.v1 import inference_pb2 as pb
+from moonshard_cluster.client import Client
+from moonshard_cluster.local.plan import plan_cell
+from moonshard_cluster.local.progress import wait_ready
+from moonshard_cluster.local.supervisor import LocalCluster
+
+ANSWER_S = 120.0
+START_S = 60.0
+
+
+@contextmanager
+def running_cell(checkpoint: Path, log_dir: Path, **values: Any) -> Iterator[tuple[LocalCluster, Client]]:
+    """A ready cell and a client of it."""
+    limits = {"load_s": START_S, "join_s": START_S, "combine_s": 30.0, "drain_s": 10.0}
+    settings = {"checkpoint": checkpoint, "router": {"port": 0}, "timeouts": limits, **values}
+    with LocalCluster(plan_cell(settings), log_dir) as cluster:
+        cluster.start()
+        with Client(cluster.router_address) as client:
+            wait_ready(cluster, client)
+            yield cluster, client
+        cluster.drain()
+
+
+def greedy(client: Client, prompt: list[int], max_tokens: int) -> list[int]:
+    """Token ids of a greedy continuation that does not stop at the end of a turn."""
+    sampling = pb.SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
+    return [token for response in client.generate(request, ANSWER_S) for token in response.token_ids]
+
+
+class CommandLineCell:
+    """`moonshard up` as a user starts it: a process of its own, read line by line."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moonshard_cluster.cli", "up", "--port", "0", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.output = ""
+        self.router_address = ""
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(START_S) or not self.router_address:
+            self.close()
+            raise AssertionError(f"not ready:\n{self.output}")
+        self.members = psutil.Process(self.process.pid).children(recursive=True)
+
+    def member(self, name: str) -> psutil.Process:
+        """ "launcher", "router", "attention-0", "expert-3" ...: by the pids that the router reports."""
+        if name == "launcher":
+            return psutil.Process(self.process.pid)
+        role, _, rank = name.partition("-")
+        with Client(self.router_address) as client:
+            pids = {(worker.role, worker.rank): worker.pid for worker in client.status().workers}
+        number = {"router": 1, "attention": 2, "expert": 3}[role]
+        return psutil.Process(pids[number, int(rank or 0)])
+
+    def wait_gone(self, timeout_s: float) -> list[psutil.Process]:
+        """Wait for the launcher and everything it started; those still alive after timeout_s."""
+        _, alive = psutil.wait_procs([psutil.Process(p.pid) for p in self.members if p.is_running()], timeout_s)
+        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+    def finish(self, timeout_s: float) -> int:
+        status = self.process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        return status
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        """Whatever happened, nothing of this cell survives the test."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for process in getattr(self, "members", []):
+            if process.is_running():
+                process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.output += line
+            if found := re.search(r"gRPC on ([\d.]+:\d+)", line):
+                self.router_address = found[1]
+                self._ready.set()
+        self._ready.set()

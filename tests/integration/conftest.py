@@ -1,0 +1,40 @@
+"""One cell that many tests share, and cells of the command line."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.cells import CommandLineCell, running_cell
+
+from moonshard_cluster.client import Client
+from moonshard_cluster.local.supervisor import LocalCluster
+
+
+@pytest.fixture(scope="session")
+def shared_cell(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[LocalCluster, Client]]:
+    """The default shape: one attention worker, eight shards, links."""
+    limits = {"max_num_seqs": 16, "num_blocks": 256, "prefill_chunk": 64}
+    logs = tmp_path_factory.mktemp("logs")
+    with running_cell(tiny_checkpoint, logs, model_name="tiny", attention=limits) as cell:
+        yield cell
+
+
+@pytest.fixture
+def client(shared_cell: tuple[LocalCluster, Client]) -> Client:
+    return shared_cell[1]
+
+
+@pytest.fixture
+def up(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., CommandLineCell]]:
+    """Start `moonshard up` on the tiny checkpoint; ended with the test."""
+    started: list[CommandLineCell] = []
+
+    def start(*arguments: str) -> CommandLineCell:
+        started.append(CommandLineCell(str(tiny_checkpoint), "--log-dir", str(tmp_path / "logs"), *arguments))
+        return started[-1]
+
+    yield start
+    for cell in started:
+        cell.close()

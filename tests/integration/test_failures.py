@@ -1,0 +1,115 @@
+"""Killing any one process ends the others, says what happened, and leaves nothing behind."""
+
+import re
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.integration.cells import CommandLineCell
+
+from moonshard.errors import Unavailable
+from moonshard.v1 import inference_pb2 as pb
+from moonshard_cluster.client import Client
+
+END_S = 10.0
+
+
+def traces() -> set[str]:
+    """What a cell may leave on the machine beside processes: run directories and shared memory."""
+    run_dirs = {str(path) for path in Path(tempfile.gettempdir()).glob("moonshard-*")}
+    return run_dirs | {str(path) for path in Path("/dev/shm").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("victim", "shape"),
+    [
+        ("router", []),
+        ("attention-0", []),
+        ("expert-0", []),
+        ("expert-7", []),
+        ("expert-3", ["--transport", "all_to_all", "--attention", "2"]),
+        ("attention-1", ["--transport", "all_to_all", "--attention", "2"]),
+    ],
+)
+def test_a_killed_process_ends_the_cell(victim: str, shape: list[str], up: Callable[..., CommandLineCell]) -> None:
+    before = traces()
+    cell = up(*shape)
+    process = cell.member(victim)
+    process.send_signal(signal.SIGKILL)
+    assert cell.finish(END_S) == 1
+    assert cell.wait_gone(END_S) == []
+    assert re.search(rf"error: {victim} \(pid {process.pid}\) was killed by SIGKILL", cell.output), cell.output
+    assert "stopping the cell" in cell.output
+    assert traces() <= before
+
+
+def test_a_request_in_flight_fails_by_name_when_its_shard_dies(up: Callable[..., CommandLineCell]) -> None:
+    cell = up()
+    with Client(cell.router_address) as client:
+        sampling = pb.SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)
+        answer = client.generate(pb.GenerateRequest(text="a", sampling=sampling), timeout_s=60)
+        next(answer)
+        cell.member("expert-2").kill()
+        with pytest.raises(Unavailable, match=r"UNAVAILABLE.*(expert-2|shard 2)"):
+            list(answer)
+    assert cell.finish(END_S) == 1
+    assert cell.wait_gone(END_S) == []
+
+
+def test_a_killed_launcher_takes_the_cell_with_it(up: Callable[..., CommandLineCell]) -> None:
+    before = traces()
+    cell = up()
+    cell.process.kill()
+    assert cell.wait_gone(END_S) == []
+    assert traces() <= before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_drains_and_leaves_nothing(number: signal.Signals, up: Callable[..., CommandLineCell]) -> None:
+    before = traces()
+    cell = up()
+    with Client(cell.router_address) as client:
+        sampling = pb.SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
+        answer = client.generate(pb.GenerateRequest(text="a", sampling=sampling), timeout_s=60)
+        first = next(answer)
+        cell.process.send_signal(number)
+        responses = [first, *answer]
+    assert responses[-1].finish.usage.completion_tokens == 300
+    assert cell.finish(END_S) == 0
+    assert cell.wait_gone(END_S) == []
+    assert "draining" in cell.output
+    assert traces() <= before
+
+
+def test_new_requests_are_refused_while_draining(up: Callable[..., CommandLineCell]) -> None:
+    cell = up()
+    with Client(cell.router_address) as client:
+        sampling = pb.SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True)
+        answer = client.generate(pb.GenerateRequest(text="a", sampling=sampling), timeout_s=60)
+        next(answer)
+        cell.interrupt()
+        refused = None
+        for response in answer:
+            # The order takes a moment to reach the router; the running answer goes on meanwhile.
+            if refused is None and response.token_ids:
+                try:
+                    list(client.generate(pb.GenerateRequest(text="b", sampling=pb.SamplingParams(max_tokens=1)), 5))
+                except Unavailable as error:
+                    refused = error
+    assert refused is not None
+    assert "draining" in str(refused)
+    assert cell.finish(END_S) == 0
+
+
+def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    server = grpc.server(__import__("concurrent.futures").futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(AssertionError, match=rf"router\.port.*{port}"):
+            CommandLineCell(str(tiny_checkpoint), "--log-dir", str(tmp_path), "--port", str(port))
+    finally:
+        server.stop(None).wait(5)

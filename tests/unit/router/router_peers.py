@@ -1,0 +1,248 @@
+"""What the router's tests talk to it with: a small model's facts, and workers that speak the control stream."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from moonshard.config import CellConfig
+from moonshard.errors import RequestError
+from moonshard.metrics import new_registry
+from moonshard.router.app import Router
+from moonshard.router.served_model import ServedModel
+from moonshard.v1 import control_pb2 as pb
+from moonshard.v1 import inference_pb2 as inference
+from moonshard.v1.control_pb2_grpc import ClusterStub, WorkersStub
+from moonshard.v1.inference_pb2_grpc import InferenceStub
+
+CHECKPOINT_ID = "c0ffee"
+NUM_EXPERTS = 16
+VOCAB_SIZE = 258  # 256 bytes, end of turn, end of text
+END_OF_TURN, END_OF_TEXT = 256, 257
+LIMIT_S = 20.0
+
+
+class ByteDecoder:
+    def __init__(self) -> None:
+        self._held = b""
+
+    def push(self, ids: Sequence[int]) -> str:
+        self._held += bytes(token_id for token_id in ids if token_id < 256)
+        try:
+            text = self._held.decode()
+        except UnicodeDecodeError:
+            return ""
+        self._held = b""
+        return text
+
+    def finish(self) -> str:
+        return self._held.decode(errors="replace")
+
+
+class ByteTokenizer:
+    """A token is a byte; `<end>` spells the end of turn."""
+
+    def encode(self, text: str, allow_special: bool) -> list[int]:
+        if not allow_special:
+            return list(text.encode())
+        parts = [list(part.encode()) for part in text.split("<end>")]
+        return list(itertools.chain(parts[0], *([END_OF_TURN, *part] for part in parts[1:])))
+
+    def stream(self) -> ByteDecoder:
+        return ByteDecoder()
+
+
+class PlainTemplate:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: bool = True,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        for number, message in enumerate(messages):
+            if message["role"] not in ("system", "user", "assistant", "tool"):
+                raise RequestError(f"messages[{number}].role", f"unknown role {message['role']!r}")
+        turns = "".join(f"{message['role']}:{message['content'] or ''}<end>" for message in messages)
+        return turns + ("think" if thinking else "")
+
+
+def small_model() -> ServedModel:
+    return ServedModel(
+        name="small",
+        checkpoint_id=CHECKPOINT_ID,
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=512,
+        eos_token_ids=(END_OF_TURN, END_OF_TEXT),
+        num_experts=NUM_EXPERTS,
+        num_experts_per_token=2,
+        num_layers=3,
+        tokenizer=ByteTokenizer(),
+        template=PlainTemplate(),
+    )
+
+
+def small_config(run_dir: Path, **values: Any) -> CellConfig:
+    defaults: dict[str, Any] = {
+        "checkpoint": "unused",
+        "num_shards": 2,
+        "run_dir": run_dir,
+        "router": {"port": 0},
+        "timeouts": {"drain_s": 5.0},
+    }
+    return CellConfig.build(defaults | values)
+
+
+def join_message(role: pb.Role.ValueType, rank: int, num_shards: int = 2, **values: Any) -> pb.Join:
+    per_shard = NUM_EXPERTS // num_shards
+    first = rank * per_shard if role == pb.ROLE_EXPERT else 0
+    end = first + per_shard if role == pb.ROLE_EXPERT else 0
+    defaults: dict[str, Any] = {
+        "role": role, "rank": rank, "pid": 1000 + rank, "host": "here", "metrics_address": "127.0.0.1:1",
+        "first_expert": first, "end_expert": end, "checkpoint_id": CHECKPOINT_ID,
+    }  # fmt: skip
+    return pb.Join(**(defaults | values))
+
+
+class PeerWorker:
+    """A worker's end of the control stream. `received` holds everything the router said."""
+
+    def __init__(self, channel: grpc.aio.Channel, join: pb.Join) -> None:
+        self.received: asyncio.Queue[pb.RouterMessage] = asyncio.Queue()
+        stub: Any = WorkersStub(channel)
+        self.call = stub.Join()
+        self._join = join
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "PeerWorker":
+        await self.call.write(pb.WorkerMessage(join=self._join))
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._reader is not None
+        self.call.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read(self) -> None:
+        async for message in self.call:
+            self.received.put_nowait(message)
+
+    async def next(self, kind: str) -> Any:
+        """The body of the next message, which must be of this kind."""
+        async with asyncio.timeout(LIMIT_S):
+            message = await self.received.get()
+        assert message.WhichOneof("body") == kind, f"expected {kind}, got {message}"
+        return getattr(message, kind)
+
+    async def send(self, **body: Any) -> None:
+        await self.call.write(pb.WorkerMessage(**body))
+
+    async def ready_shard(self) -> None:
+        await self.send(ready=pb.Ready(data_address=f"unix:/shard-{self._join.rank}"))
+
+    async def ready_attention(self, num_blocks: int = 8, block_size: int = 16, max_num_seqs: int = 4) -> None:
+        credits = pb.Credits(
+            block_size=block_size, num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_step_tokens=64
+        )
+        await self.send(ready=pb.Ready(credits=credits))
+
+    async def output(self, request_id: str, token_ids: Sequence[int], **values: Any) -> None:
+        output = pb.SequenceOutput(request_id=request_id, token_ids=token_ids, **values)
+        await self.send(outputs=pb.SequenceOutputs(outputs=[output]))
+
+    async def answer(self, text: str) -> pb.Sequence:
+        """Serve one admitted sequence: the text's bytes one by one, then the end of turn."""
+        sequence: pb.Sequence
+        (sequence,) = (await self.next("admit")).sequences
+        for byte in text.encode():
+            await self.output(sequence.request_id, [byte])
+        await self.finish(sequence.request_id)
+        return sequence
+
+    async def finish(self, request_id: str) -> None:
+        await self.output(
+            request_id, [END_OF_TURN], finish_reason=inference.FINISH_REASON_STOP, stop_token_id=END_OF_TURN
+        )
+
+
+class PeerCell:
+    """A started router, its clients' channel, and its workers."""
+
+    def __init__(self, router: Router, channel: grpc.aio.Channel) -> None:
+        self.router = router
+        self.channel = channel
+        self.inference: Any = InferenceStub(channel)
+        self.cluster = ClusterStub(channel)
+        self.shards: list[PeerWorker] = []
+        self.attention: list[PeerWorker] = []
+
+    async def status(self) -> pb.GetStatusResponse:
+        return await self.cluster.GetStatus(pb.GetStatusRequest())
+
+    async def until(self, holds: Callable[[pb.GetStatusResponse], bool]) -> pb.GetStatusResponse:
+        """Ask for the status until it is as wished."""
+        async with asyncio.timeout(LIMIT_S):
+            while not holds(status := await self.status()):
+                await asyncio.sleep(0.01)
+        return status
+
+
+@asynccontextmanager
+async def started_router(config: CellConfig) -> AsyncIterator[PeerCell]:
+    router = Router(config, small_model(), new_registry())
+    await router.start()
+    async with grpc.aio.insecure_channel(router.address) as channel:
+        try:
+            yield PeerCell(router, channel)
+        finally:
+            await router.close("test over")
+
+
+@asynccontextmanager
+async def ready_cell(config: CellConfig, **credits: int) -> AsyncIterator[PeerCell]:
+    """A router with all its shards and attention workers ready."""
+    async with started_router(config) as cell:
+        for rank in range(config.num_shards):
+            cell.shards.append(await _joined(cell, pb.ROLE_EXPERT, rank, config.num_shards))
+        for rank in range(config.num_attention):
+            cell.attention.append(await _joined(cell, pb.ROLE_ATTENTION, rank, config.num_shards))
+        for shard in cell.shards:
+            await shard.ready_shard()
+        for worker in cell.attention:
+            await worker.next("members")
+            await worker.ready_attention(**credits)
+        await cell.until(lambda status: status.ready)
+        try:
+            yield cell
+        finally:
+            for worker in (*cell.shards, *cell.attention):
+                await worker.__aexit__()
+
+
+async def _joined(cell: PeerCell, role: pb.Role.ValueType, rank: int, num_shards: int) -> PeerWorker:
+    worker = await PeerWorker(cell.channel, join_message(role, rank, num_shards)).__aenter__()
+    await worker.next("welcome")
+    return worker
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's coroutine with a limit."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(LIMIT_S * 2):
+            await test()
+
+    asyncio.run(limited())
+
+
+def generate_request(text: str = "hi", **values: Any) -> inference.GenerateRequest:
+    return inference.GenerateRequest(text=text, **values)
+
+
+async def collect(call: Any) -> list[Any]:
+    return [response async for response in call]

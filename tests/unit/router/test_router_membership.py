@@ -1,0 +1,145 @@
+"""Membership as a pure state machine, rates, and the detokenizer."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from moonshard.errors import ConfigError
+from moonshard.router.detokenizer import Detokenizer
+from moonshard.router.membership import (
+    Credits,
+    Members,
+    Membership,
+    Outgoing,
+    Role,
+    Vitals,
+    Welcome,
+    Worker,
+    WorkerId,
+    WorkerState,
+)
+from moonshard.router.output import Delta
+from moonshard.router.rates import RateWindow
+from moonshard.router.requests import Finish, Timings
+from moonshard.sampling import FinishReason
+from moonshard.topology import Topology
+
+TOPOLOGY = Topology(num_experts=12, num_shards=3, num_attention=2)
+SHARDS = [WorkerId(Role.EXPERT, rank) for rank in range(3)]
+ATTENTION = [WorkerId(Role.ATTENTION, rank) for rank in range(2)]
+CREDITS = Credits(block_size=16, num_blocks=4, max_num_seqs=2, max_step_tokens=8)
+
+
+def _worker(worker_id: WorkerId) -> Worker:
+    experts = TOPOLOGY.experts_of(worker_id.rank) if worker_id.role is Role.EXPERT else range(0)
+    return Worker(worker_id, 7, "here", "here:1", experts, "c")
+
+
+def _ready(state: Membership, worker_id: WorkerId) -> tuple[Membership, list[Outgoing]]:
+    if worker_id.role is Role.EXPERT:
+        return state.ready(worker_id, f"unix:/{worker_id}", None)
+    return state.ready(worker_id, "", CREDITS)
+
+
+def _formed() -> Membership:
+    state = Membership(TOPOLOGY, "c")
+    for worker_id in (*SHARDS, *ATTENTION):
+        state, _ = state.join(_worker(worker_id))
+    for worker_id in (*SHARDS, *ATTENTION):
+        state, _ = _ready(state, worker_id)
+    return state
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_order_of_joining_ends_ready_with_one_members_message_each(seed: int) -> None:
+    state, sent = Membership(TOPOLOGY, "c"), list[Outgoing]()
+    everybody = [*SHARDS, *ATTENTION]
+    random.Random(seed).shuffle(everybody)
+    for worker_id in everybody:
+        state, messages = state.join(_worker(worker_id))
+        assert messages[0] == Outgoing(worker_id, Welcome(state.epoch))
+        sent += messages[1:]
+        if worker_id.role is Role.EXPERT:
+            state, messages = _ready(state, worker_id)
+            sent += messages
+    members = Members(1, ("unix:/expert-0", "unix:/expert-1", "unix:/expert-2"))
+    assert sorted(sent, key=str) == [Outgoing(worker_id, members) for worker_id in ATTENTION]
+    assert state.coverage.complete
+    assert not state.is_ready
+    for worker_id in ATTENTION:
+        state, _ = _ready(state, worker_id)
+    assert state.is_ready
+    assert state.describe_missing() == ""
+    assert state.kv_capacity == 64
+
+
+def test_a_loss_starts_the_next_epoch_and_a_return_completes_it() -> None:
+    state = _formed().lost(SHARDS[1])
+    assert (state.epoch, state.is_ready, state.coverage.num_covered) == (2, False, 8)
+    assert state.describe_missing() == "expert-1 has not joined"
+    state, messages = state.join(_worker(SHARDS[1]))
+    assert messages == [Outgoing(SHARDS[1], Welcome(2))]
+    state, messages = _ready(state, SHARDS[1])
+    assert [(m.to, m.message.epoch) for m in messages] == [(worker_id, 2) for worker_id in ATTENTION]
+    assert state.is_ready
+
+
+def test_heartbeats_change_nothing_but_vitals() -> None:
+    state = _formed()
+    after = state.heartbeat(SHARDS[0], Vitals(tokens=9))
+    assert after.workers[SHARDS[0]].vitals.tokens == 9
+    assert (after.epoch, after.is_ready) == (state.epoch, True)
+    assert after.workers[SHARDS[0]].state is WorkerState.READY
+
+
+def test_ready_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expert-0 is ready already"):
+        _ready(_formed(), SHARDS[0])
+
+
+def test_all_to_all_needs_no_data_addresses() -> None:
+    state = Membership(Topology(4, 1, 1), "c", needs_addresses=False)
+    state, _ = state.join(Worker(SHARDS[0], 1, "h", "", range(4), "c"))
+    state, _ = state.ready(SHARDS[0], "", None)
+    state, messages = state.join(_worker(ATTENTION[0]))
+    assert messages[1].message == Members(1, ("",))
+
+
+def test_what_is_missing_is_cut_short() -> None:
+    state = Membership(Topology(16, 8, 1), "c")
+    assert state.describe_missing().endswith("expert-3 has not joined and 5 more")
+
+
+def test_rates_look_back_over_a_window() -> None:
+    window = RateWindow(window_s=5.0)
+    assert window.per_second(0.0) == 0.0
+    for second in range(10):
+        window.add(float(second), 100 * second if second < 8 else 700)
+    assert window.per_second(9.0) == pytest.approx(300 / 5)
+    assert window.per_second(100.0) == 0.0
+
+
+class _Letters:
+    """Holds every second letter back until the next one or the end."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, ids: Sequence[int]) -> str:
+        self._held += "".join(map(chr, ids))
+        if len(self._held) % 2:
+            return ""
+        text, self._held = self._held, ""
+        return text
+
+    def finish(self) -> str:
+        return self._held
+
+
+def test_the_detokenizer_hides_turn_ends_and_gives_the_rest() -> None:
+    finish = Finish(FinishReason.STOP, 120, 1, 5, Timings(0, 0, 0))
+    texts = Detokenizer(_Letters(), hidden=(0,))
+    assert texts.push(Delta((97,), None)) == ""
+    assert texts.push(Delta((98, 0, 120), None)) == "ab"  # 120 is an ordinary token while it stops nothing
+    assert texts.push(Delta((120, 99, 120), finish)) == "xxc"
