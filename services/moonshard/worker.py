@@ -6,6 +6,7 @@ import os
 import queue
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from moonshard import log
 from moonshard.config import CellConfig
-from moonshard.errors import ConfigError, MoonshardError
+from moonshard.errors import CheckpointError, ConfigError, MoonshardError
 from moonshard.metrics import new_registry, serve_metrics
 from moonshard.model.config import ModelConfig
 from moonshard.process import Lifetime
@@ -28,6 +29,8 @@ from moonshard.v1 import control_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
+# The exit status when a setting or the checkpoint is at fault, as in sysexits' spirit: starting again will not help.
+USER_ERROR_STATUS = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -84,6 +87,8 @@ class Inbox:
         self.wakes: list[Callable[[], None]] = []
         self._lifetime = lifetime
         self._link: RouterLink | None = None
+        # `attach` and the link's reader may both sort messages at the start; their order must not change.
+        self._sorting = threading.Lock()
 
     def attach(self, link: RouterLink) -> None:
         self._link = link
@@ -93,11 +98,12 @@ class Inbox:
         """Called by the link's threads whenever something came or the link is lost."""
         if self._link is None:
             return
-        while (message := _poll(self._link.received())) is not None:
-            if message.WhichOneof("body") == "shutdown":
-                self._lifetime.stop(f"the router says: {message.shutdown.reason}")
-            else:
-                self.messages.put(message)
+        with self._sorting:
+            while (message := _poll(self._link.received())) is not None:
+                if message.WhichOneof("body") == "shutdown":
+                    self._lifetime.stop(f"the router says: {message.shutdown.reason}")
+                else:
+                    self.messages.put(message)
         if self._link.lost.is_set():
             self._lifetime.stop(f"lost the router: {self._link.reason}", failed=True)
         for wake in self.wakes:
@@ -119,7 +125,10 @@ def _poll(source: "queue.Queue[pb.RouterMessage] | queue.SimpleQueue[pb.RouterMe
 
 
 def run(role: str, serve: Callable[[Worker], None], arguments: WorkerArguments) -> int:
-    """A worker process from its first log line to its exit status. role: "attention" or "expert"."""
+    """A worker process from its first log line to its exit status: 0 asked to end, 2 the user's to mend, else 1.
+
+    role: "attention" or "expert".
+    """
     name = f"{role}-{arguments.rank}"
     log.setup(name)
     lifetime = Lifetime()
@@ -128,17 +137,27 @@ def run(role: str, serve: Callable[[Worker], None], arguments: WorkerArguments) 
         lifetime.watch_lifeline(arguments.lifeline)
     try:
         with _surroundings(role, arguments, lifetime) as worker:
-            serve(worker)
+            _serve(worker, serve)
     except MoonshardError as error:
-        # When the end was ordered, what breaks on the way down is not news.
-        if not lifetime.stopping.is_set():
-            logger.error("%s", error)
-            lifetime.stop(str(error), failed=True)
+        lifetime.stop(str(error), failed=True)
+        return USER_ERROR_STATUS if isinstance(error, ConfigError | CheckpointError) else 1
     finally:
         # The last process out removes it, which matters when the launcher itself was killed.
         with suppress(OSError):
             arguments.config.run_dir.rmdir()
     return 1 if lifetime.failed else 0
+
+
+def _serve(worker: Worker, serve: Callable[[Worker], None]) -> None:
+    try:
+        serve(worker)
+    except MoonshardError as error:
+        if worker.lifetime.stopping.is_set():
+            # The end was ordered: what breaks on the way down is not news.
+            return
+        worker.lifetime.stop(str(error), failed=True)
+        worker.link.send(pb.WorkerMessage(leave=pb.Leave(reason=str(error))))
+        raise
 
 
 @contextmanager

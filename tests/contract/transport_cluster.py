@@ -46,7 +46,9 @@ def compute(shard: int, layer: int, x_RD: Tensor, ids_RK: Tensor, weights_RK: Te
     return y_RD
 
 
-def make_rows(spec: WireSpec, num_rows: int, seed: int = 0, experts: range | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def make_rows(
+    spec: WireSpec, num_rows: int, seed: int = 0, experts: range | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """x_TD, topk_ids_TK (distinct, from `experts`), topk_weights_TK."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.tensor(experts or range(spec.num_experts))
@@ -62,7 +64,11 @@ def expected(spec: WireSpec, layer: int, rows: tuple[Tensor, Tensor, Tensor]) ->
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype == torch.float32 and a.shape == b.shape and torch.equal(a.view(torch.int32), b.view(torch.int32))
+    return (
+        a.dtype == b.dtype == torch.float32
+        and a.shape == b.shape
+        and torch.equal(a.view(torch.int32), b.view(torch.int32))
+    )
 
 
 def free_port() -> int:
@@ -138,16 +144,25 @@ class Cell:
         for shard in self._shards:
             shard.result()
 
-    def _run_script(self, start: Callable[[], Dispatcher], script: Script, done: threading.Semaphore, total: int) -> Any:
+    def _run_script(
+        self, start: Callable[[], Dispatcher], script: Script, done: threading.Semaphore, total: int
+    ) -> Any:
         dispatcher = start()
         try:
             return script(dispatcher)
         finally:
             done.release()
+            self._idle_until_all_are_done(dispatcher, done, total)
+            dispatcher.close()
+
+    def _idle_until_all_are_done(self, dispatcher: Dispatcher, done: threading.Semaphore, total: int) -> None:
+        try:
             while done._value < total:
                 dispatcher.idle(timeout_s=0.02)
-            self._stop.set()
-            dispatcher.close()
+        except TransportError:
+            if done._value < total:
+                raise  # otherwise another worker has already left
+        self._stop.set()
 
     def _start_endpoints(self, num_sources: int, folder: Path | None) -> None:
         shards = range(self.spec.num_shards)
@@ -156,7 +171,8 @@ class Cell:
         addresses = [endpoint.address for endpoint in endpoints]
         self._shards = [Worker(lambda e=e, s=s: serve(e, s, self._stop)) for s, e in enumerate(endpoints)]
         self._starts = [
-            lambda source=source: LinkDispatcher(self.spec, source, addresses, TIMEOUT_S) for source in range(num_sources)
+            lambda source=source: LinkDispatcher(self.spec, source, addresses, TIMEOUT_S)
+            for source in range(num_sources)
         ]
 
     def _start_ranks(self, num_sources: int) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.cells import CommandLineCell, running_cell
 
 from moonshard_cluster.client import Client
 from moonshard_cluster.local.supervisor import LocalCluster
+from tests.integration.cells import CommandLineCell, running_cell
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.integration.cells import CommandLineCell
 
 from moonshard.errors import Unavailable
 from moonshard.v1 import inference_pb2 as pb
 from moonshard_cluster.client import Client
+from tests.integration.cells import CommandLineCell
 
 END_S = 10.0
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.integration.cells import greedy, running_cell
 
 from moonshard.model.reference import Reference
 from moonshard_cluster.client import Client
+from tests.integration.cells import greedy, running_cell
 
 NUM_PROMPTS, MAX_TOKENS, CROWD = 20, 64, 16
 

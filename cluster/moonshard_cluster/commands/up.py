@@ -23,7 +23,7 @@ from moonshard_cluster.demo.cache import ensure_demo
 from moonshard_cluster.demo.spec import DemoSpec
 from moonshard_cluster.local.plan import plan_cell
 from moonshard_cluster.local.progress import LoadBars, wait_ready
-from moonshard_cluster.local.supervisor import LocalCluster
+from moonshard_cluster.local.supervisor import LocalCluster, error_of
 
 KEPT_LOGS = 5
 # For --prompt: enough to see that the cell answers.
@@ -109,7 +109,7 @@ def _answer(client: Client, prompt: str) -> None:
 def _watch(cluster: LocalCluster) -> None:
     """Serve until a child dies, which ends the cell."""
     if dead := cluster.wait(None):
-        raise Unavailable("; ".join(map(str, dead)) + "\nstopping the cell")
+        raise Unavailable(f"{error_of(dead)}\nstopping the cell")
 
 
 def _demo(console: Console) -> Path:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from moonshard.errors import Unavailable
 from moonshard.v1 import control_pb2 as pb
 from moonshard_cluster.client import Client
-from moonshard_cluster.local.supervisor import LocalCluster
+from moonshard_cluster.local.supervisor import LocalCluster, error_of
 
 REFRESH_S = 0.1
 
@@ -25,14 +25,24 @@ def wait_ready(cluster: LocalCluster, client: Client, watcher: Watcher | None = 
     limit_s = cluster.config.timeouts.load_s
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
-        found = client.status()
+        found = _status(cluster, client)
         if watcher:
             watcher.update(found)
         if found.ready:
             return found
         if dead := cluster.wait(REFRESH_S):
-            raise Unavailable("; ".join(map(str, dead)))
+            raise error_of(dead)
     raise Unavailable(f"the cell was not ready within {limit_s:g} s")
+
+
+def _status(cluster: LocalCluster, client: Client) -> pb.GetStatusResponse:
+    try:
+        return client.status()
+    except Unavailable:
+        # A router that does not answer has most likely died; its own last words say more than the broken call.
+        if dead := cluster.wait(1.0):
+            raise error_of(dead) from None
+        raise
 
 
 class LoadBars:

@@ -14,10 +14,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from moonshard.config import CellConfig
-from moonshard.errors import Unavailable
+from moonshard.errors import CheckpointError, MoonshardError, Unavailable
 from moonshard_cluster.local import children
 from moonshard_cluster.local.router_process import RouterProcess
 
+# What a worker or router exits with when a setting or the checkpoint is at fault.
+USER_ERROR_STATUS = 2
 # After the drain, workers get this long to end by themselves; then they are killed.
 STOP_S = 5.0
 LAST_LINES = 12
@@ -38,10 +40,27 @@ class Death:
         told = "its last lines:\n  " + "\n  ".join(lines) if lines else "it logged nothing"
         return f"{self.name} (pid {self.pid}) {how}; {told}\n  full log: {self.log_path}"
 
+    @property
+    def is_users_to_mend(self) -> bool:
+        return self.exit_code == USER_ERROR_STATUS
+
+    def complaint(self) -> str:
+        """The process's own words about what is wrong: its last error, without time and level."""
+        errors = [line.partition(" ERROR ")[2] for line in self.last_lines() if " ERROR " in line]
+        errors = [error.replace(": stopping: ", ": ", 1) for error in errors]
+        return errors[-1] if errors else str(self)
+
     def last_lines(self) -> list[str]:
         with contextlib.suppress(OSError):
             return self.log_path.read_text(errors="replace").splitlines()[-LAST_LINES:]
         return []
+
+
+def error_of(dead: Sequence[Death]) -> MoonshardError:
+    """What to tell the user about children that ended by themselves."""
+    if refused := [death for death in dead if death.is_users_to_mend]:
+        return CheckpointError(refused[0].complaint())
+    return Unavailable("; ".join(map(str, dead)))
 
 
 def _signal_name(number: int) -> str:
@@ -152,7 +171,7 @@ class LocalCluster:
                 assert isinstance(address, str)
                 return address
             if dead := self.wait(0.02):
-                raise Unavailable(str(dead[0]))
+                raise error_of(dead)
         raise Unavailable(f"the router did not listen within {self.config.timeouts.join_s:g} s")
 
 

@@ -187,7 +187,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ConfigError(path.name, f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(path.name, f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(path.name, f"must be a JSON object, got {type(value).__name__}")
@@ -196,7 +196,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _first_problem(section: str, error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    key = section + ".".join(published.published_key(str(part)) for part in first["loc"])
+    path = [published.published_key(str(part)) for part in first["loc"]]
+    key = ("" if path[0] == "vision_config" else section) + ".".join(path)
     if first["type"] == "missing":
         return ConfigError(key, "is required")
     return ConfigError(key, f"{first['msg']}, got {first['input']!r}")

@@ -25,8 +25,8 @@ from moonshard.model.layers import silu_and_mul
 class Projection(Protocol):
     """One matrix of each expert of a layer."""
 
-    def weight(self, expert: int, dtype: torch.dtype) -> Tensor:
-        """[out, in] of the `expert`-th expert here, in `dtype`."""
+    def linear(self, x_NI: Tensor, expert: int) -> Tensor:
+        """Rows times the `expert`-th expert's weights, [N, out] in the dtype of x."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]: ...
@@ -39,8 +39,8 @@ class Int4Projection:
     packed: Tensor
     scale: Tensor
 
-    def weight(self, expert: int, dtype: torch.dtype) -> Tensor:
-        return int4.dequantise(self.packed[expert], self.scale[expert], dtype)
+    def linear(self, x_NI: Tensor, expert: int) -> Tensor:
+        return int4.linear(x_NI, self.packed[expert], self.scale[expert])
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -53,8 +53,8 @@ class PlainProjection:
 
     values: Tensor
 
-    def weight(self, expert: int, dtype: torch.dtype) -> Tensor:
-        return self.values[expert].to(dtype)
+    def linear(self, x_NI: Tensor, expert: int) -> Tensor:
+        return functional.linear(x_NI, self.values[expert].to(x_NI.dtype))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -63,8 +63,7 @@ class PlainProjection:
 
 def run_expert(x_ND: Tensor, gate_up: Projection, down: Projection, expert: int) -> Tensor:
     """One expert on its rows: down(silu(gate x) * up x), [N, D]. The seam for native kernels."""
-    hidden_NI = silu_and_mul(functional.linear(x_ND, gate_up.weight(expert, x_ND.dtype)))
-    return functional.linear(hidden_NI, down.weight(expert, x_ND.dtype))
+    return down.linear(silu_and_mul(gate_up.linear(x_ND, expert)), expert)
 
 
 @dataclass(frozen=True, slots=True)

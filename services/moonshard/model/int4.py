@@ -6,8 +6,11 @@ along the input dimension, the lowest nibble holding the lowest input index.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 GROUP_SIZE = 32
+# Weights dequantised at once on a CPU: fewer than fit its caches; more cost page faults (5 x at K2.5's widths).
+_BLOCK_WEIGHTS = 1 << 20
 
 
 def pack(q_OI: Tensor) -> Tensor:
@@ -37,3 +40,13 @@ def dequantise(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
     """Weights [..., O, I] = q * scale, multiplied in FP32 and rounded once to `dtype`."""
     groups = torch.unflatten(unpack(packed).to(torch.float32), -1, (-1, GROUP_SIZE))
     return groups.mul_(scale.float().unsqueeze(-1)).flatten(-2).to(dtype)
+
+
+def linear(x_NI: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    """x times the transposed weights, [N, O] in the dtype of x; weights [O, I] dequantised to that dtype."""
+    rows = max(1, _BLOCK_WEIGHTS // x_NI.shape[-1]) if packed.device.type == "cpu" else len(packed)
+    if rows >= len(packed):
+        return functional.linear(x_NI, dequantise(packed, scale, x_NI.dtype))
+    blocks = range(0, len(packed), rows)
+    parts = (dequantise(packed[i : i + rows], scale[i : i + rows], x_NI.dtype) for i in blocks)
+    return torch.cat([functional.linear(x_NI, part) for part in parts], -1)

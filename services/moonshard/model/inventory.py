@@ -13,7 +13,8 @@ from moonshard.errors import ConfigError
 from moonshard.model.config import ModelConfig, VisionConfig
 
 Role = Literal["attention", "expert", "vision"]
-DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8}
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8, "F8_E4M3": 1}
+_FP8_BLOCK = 128
 EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -62,20 +63,41 @@ def is_ignorable(name: str, config: ModelConfig) -> bool:
     if name.startswith(("vision_tower.", "mm_projector.")) or ".rotary_emb." in name:
         return True
     parts = name.split(".")
-    if len(parts) < 3 or parts[:2] != ["model", "layers"] or not parts[2].isdigit():
+    if len(parts) < 3 or parts[:2] != ["model", "layers"] or not (parts[2].isdecimal() and len(parts[2]) < 9):
         return False
     return 0 <= int(parts[2]) - config.num_hidden_layers < config.num_nextn_predict_layers
 
 
 def expected_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
-    """All tensors of the checkpoint, text first. Raises ConfigError for a weight format that cannot be loaded."""
-    config.require_loadable()
+    """All tensors of the checkpoint, text first. Raises ConfigError for a weight format that is not known.
+
+    FP8 checkpoints (K2-Instruct, DeepSeek-V3) are listed, so that they can be inspected, but cannot be loaded.
+    """
+    if config.quantization_kind == "fp8":
+        yield from _in_fp8(_text_tensors(config))
+    else:
+        config.require_loadable()
+        yield from _text_tensors(config)
+    if config.vision:
+        yield from vision_tensors(config.vision, config.hidden_size)
+
+
+def _text_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
     yield from attention_tensors(config)
     for layer in config.moe_layers:
         for expert in range(config.n_routed_experts):
             yield from expert_tensors(config, layer, expert)
-    if config.vision:
-        yield from vision_tensors(config.vision, config.hidden_size)
+
+
+def _in_fp8(specs: Iterator[TensorSpec]) -> Iterator[TensorSpec]:
+    """DeepSeek's FP8 form: the Linears of the layers in E4M3, each with FP32 scales of 128 x 128 blocks."""
+    for spec in specs:
+        if len(spec.shape) < 2 or spec.layer is None or spec.name.endswith("mlp.gate.weight"):
+            yield spec
+            continue
+        yield spec._replace(dtype="F8_E4M3")
+        blocks = tuple(-(-size // _FP8_BLOCK) for size in spec.shape)
+        yield spec._replace(name=f"{spec.name}_scale_inv", shape=blocks, dtype="F32")
 
 
 def attention_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
@@ -188,12 +210,12 @@ def summarise(config: ModelConfig, num_shards: int = 8) -> Summary:
         num_shards=num_shards,
         experts_per_shard=config.n_routed_experts // num_shards,
         expert_bytes_per_shard=num_bytes["expert"] // num_shards,
-        bytes_per_expert=sum(spec.num_bytes for spec in expert_tensors(config, 0, 0)),
+        bytes_per_expert=num_bytes["expert"] // max(1, config.n_routed_experts * len(config.moe_layers)),
         kv_bytes_per_token=config.kv_bytes_per_token(),
     )
 
 
 def _num_weights(spec: TensorSpec) -> int:
-    if spec.name.endswith(("weight_scale", "weight_shape")):
+    if spec.name.endswith(("weight_scale", "weight_shape", "weight_scale_inv")):
         return 0
     return prod(spec.shape) * (8 if spec.name.endswith("weight_packed") else 1)

@@ -145,9 +145,10 @@ def _quantization_kind(holder: Mapping[str, Any], section: str) -> str:
         return str(method)
     groups = block.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
-        return f"compressed-tensors {block.get('format')} with {len(groups or ())} config_groups"
-    weights = next(iter(groups.values())).get("weights") or {}
-    return _compressed_kind(str(block.get("format")), weights)
+        return f"compressed-tensors {block.get('format')} without exactly one of config_groups"
+    group = next(iter(groups.values()))
+    weights = group.get("weights") if isinstance(group, dict) else None
+    return _compressed_kind(str(block.get("format")), weights if isinstance(weights, dict) else {})
 
 
 def _compressed_kind(format_: str, weights: Mapping[str, Any]) -> str:

@@ -42,8 +42,9 @@ class SafetensorsFile:
         self.bytes_read = 0
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CheckpointError(f"{path.name}: cannot open {path}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"{path.name}: cannot open {path}: {reason}") from None
         try:
             self._size = os.fstat(self._fd).st_size
             self.entries = self._read_header()

@@ -1,6 +1,6 @@
 """python -m moonshard.router --config FILE [--lifeline]
 
-Exit status: 0 after a drain or when the launcher is gone, 1 when a setting or the checkpoint is wrong.
+Exit status: 0 after a drain or when the launcher is gone, 2 when a setting or the checkpoint is wrong.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> int:
         return asyncio.run(_run(config, load_served_model(config), arguments.lifeline))
     except MoonshardError as error:
         logger.error("%s", error)
-        return 1
+        return 2
 
 
 def _parse() -> argparse.Namespace:

@@ -91,11 +91,15 @@ class Router:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await self._connections.all_closed()
+        self._connections.end_all()
         await self._server.stop(CALLS_END_S)
         if self._follower:
             self._follower.cancel()
         if self._run_file:
             self._run_file.unlink(missing_ok=True)
+            # The last process out removes the directory, which matters when the launcher itself was killed.
+            with contextlib.suppress(OSError):
+                self._run_file.parent.rmdir()
         if self._metrics_server:
             self._metrics_server.close()
 

@@ -16,10 +16,14 @@ MAX_PENDING = 4096
 
 
 class Connection:
-    """Messages to one worker, in order. `cut` breaks the stream of a worker that has stopped reading."""
+    """Messages to one worker, in order. `cut` breaks the stream of a worker that has stopped reading.
+
+    last_words: why the worker leaves, when it said so.
+    """
 
     def __init__(self, worker_id: WorkerId, cut: Callable[[], object]) -> None:
         self.worker_id = worker_id
+        self.last_words = ""
         self._cut = cut
         self._outbox: deque[pb.RouterMessage] = deque()
         self._changed = asyncio.Event()
@@ -34,7 +38,7 @@ class Connection:
         self._changed.set()
 
     def end(self) -> None:
-        """The worker has said all it had to say."""
+        """End the stream after what is in the outbox."""
         self._ended = True
         self._changed.set()
 
@@ -80,6 +84,11 @@ class Connections:
         """Ask every worker to end."""
         for connection in self._open.values():
             connection.send(pb.RouterMessage(shutdown=pb.Shutdown(reason=reason)))
+
+    def end_all(self) -> None:
+        """End the streams of workers that did not leave when they were asked to."""
+        for connection in self._open.values():
+            connection.end()
 
     async def all_closed(self) -> None:
         """Returns once no worker is connected."""

@@ -84,7 +84,7 @@ def make_request(
     Raises RequestError naming the field, the limit and what was found.
     """
     _check_id(request_id)
-    _check_tokens("prompt", prompt_token_ids, limits.vocab_size)
+    _check_tokens("token_ids", prompt_token_ids, limits.vocab_size)
     _check_tokens("stop_token_ids", sampling.stop_token_ids, limits.vocab_size)
     resolved = replace(
         sampling,

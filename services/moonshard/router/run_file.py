@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from moonshard.errors import ConfigError
+
 NAME = "router.json"
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "[::1]"}
 
@@ -14,10 +16,13 @@ def reachable(host: str, port: int) -> str:
 
 
 def write_run_file(run_dir: Path, address: str, metrics_address: str) -> Path:
-    """Appears whole or not at all. Returns its path."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    """Appears whole or not at all. Returns its path. Raises ConfigError when the folder cannot be written."""
     path, draft = run_dir / NAME, run_dir / f".{NAME}.{os.getpid()}"
     content = {"address": address, "metrics_address": metrics_address, "pid": os.getpid()}
-    draft.write_text(json.dumps(content) + "\n")
-    draft.replace(path)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(content) + "\n")
+        draft.replace(path)
+    except OSError as error:
+        raise ConfigError("run_dir", f"cannot write {path}: {error.strerror}") from None
     return path

@@ -25,12 +25,15 @@ class WorkersService(WorkersServicer):
         assert stream is not None, "servicers run in tasks"
         connection = self._cell.join(await _first(request_iterator), stream.cancel)
         reader = asyncio.create_task(self._read(connection, request_iterator))
+        reader.add_done_callback(lambda _: connection.end())
         problem = "its stream broke"
         try:
             async for message in connection.messages():
                 yield message
-            await reader
-            problem = "it left"
+            problem = "the router ended"
+            if reader.done():
+                reader.result()  # raises what the reader met
+                problem = connection.last_words or "it left"
         except ConfigError as error:
             problem = f"it broke the protocol: {error}"
             raise
@@ -39,11 +42,11 @@ class WorkersService(WorkersServicer):
             self._cell.lost(connection, problem)
 
     async def _read(self, connection: Connection, messages: AsyncIterator[pb.WorkerMessage]) -> None:
-        try:
-            async for message in messages:
+        async for message in messages:
+            if message.WhichOneof("body") == "leave":
+                connection.last_words = message.leave.reason
+            else:
                 self._cell.receive(connection.worker_id, message)
-        finally:
-            connection.end()
 
 
 async def _first(messages: AsyncIterator[pb.WorkerMessage]) -> pb.Join:

@@ -1,6 +1,6 @@
 """The wire: a fixed header that describes its message, and payloads of plain tensors. Pure: no sockets, no waiting.
 
-A message is HEADER_BYTES of header (little-endian, see _BODY), then `payload_bytes` of payload:
+A message is HEADER_BYTES of header (little-endian, see _HEADER), then `payload_bytes` of payload:
     DISPATCH  ids int32 [R, K], weights float32 [R, K], rows row_dtype [R, D]
     REPLY     rows row_dtype [R, D]
     HELLO     JSON: the sender's WireSpec, its source number and the shard it believes to call
@@ -29,10 +29,11 @@ MAGIC = b"MNSD"
 VERSION = 1
 HEADER_BYTES = 64
 CONTROL_BYTES_MAX = 64 * 1024
-# magic, version, kind, dtype, step, epoch, layer, source, num_rows, hidden_size, top_k, payload_bytes, padding
-_BODY = struct.Struct("<4sHBBQIiiIIIQ12x")
+# magic, version, kind, dtype, step, epoch, layer, source, num_rows, hidden_size, top_k, payload_bytes, (12 unused), CRC
+_HEADER = struct.Struct("<4sHBBQIiiIIIQ12xI")
 _CHECKSUM = struct.Struct("<I")
-_DTYPE_CODES = {torch.float32: 1, torch.bfloat16: 2}
+_BODY_BYTES = HEADER_BYTES - _CHECKSUM.size
+_DTYPE_CODES: dict[torch.dtype | None, int] = {None: 0, torch.float32: 1, torch.bfloat16: 2}
 _DTYPES = {code: dtype for dtype, code in _DTYPE_CODES.items()}
 _ITEM_BYTES = {torch.float32: 4, torch.bfloat16: 2}
 
@@ -44,6 +45,9 @@ class Kind(IntEnum):
     DISPATCH = 4
     REPLY = 5
     ERROR = 6
+
+
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 class Header(NamedTuple):
@@ -63,22 +67,25 @@ class Header(NamedTuple):
 
 def pack_header(header: Header) -> bytes:
     kind, dtype, *numbers = header
-    body = _BODY.pack(MAGIC, VERSION, kind, _DTYPE_CODES[dtype] if dtype else 0, *numbers)
-    return body + _CHECKSUM.pack(zlib.crc32(body))
+    data = bytearray(HEADER_BYTES)
+    _HEADER.pack_into(data, 0, MAGIC, VERSION, kind, _DTYPE_CODES[dtype], *numbers, 0)
+    _CHECKSUM.pack_into(data, _BODY_BYTES, zlib.crc32(memoryview(data)[:_BODY_BYTES]))
+    return bytes(data)
 
 
 def parse_header(data: Bytes | bytes) -> Header:
     """The header at the start of `data`. Raises ProtocolMismatch naming the field, expected and found."""
-    header = bytes(data[:HEADER_BYTES])
-    magic, version, kind, dtype, *numbers = _BODY.unpack_from(header)
-    expect("header", "magic", MAGIC, magic)
-    expect("header", "version", VERSION, version)
-    expect("header", "checksum", zlib.crc32(header[: _BODY.size]), _CHECKSUM.unpack_from(header, _BODY.size)[0])
-    if kind not in Kind._value2member_map_:
-        raise ProtocolMismatch(f"header: kind: expected one of 1..{max(Kind)}, got {kind}")
-    if dtype and dtype not in _DTYPES:
+    magic, version, kind, dtype, *numbers, checksum = _HEADER.unpack_from(data)  # type: ignore[arg-type]
+    own_checksum = zlib.crc32(data[:_BODY_BYTES])  # type: ignore[arg-type]
+    if (magic, version, checksum) != (MAGIC, VERSION, own_checksum):
+        expect("header", "magic", MAGIC, magic)
+        expect("header", "version", VERSION, version)
+        expect("header", "checksum", own_checksum, checksum)
+    if kind not in _KINDS:
+        raise ProtocolMismatch(f"header: kind: expected one of {sorted(_KINDS)}, got {kind}")
+    if dtype not in _DTYPES:
         raise ProtocolMismatch(f"header: dtype: expected one of {sorted(_DTYPES)}, got {dtype}")
-    return Header(Kind(kind), _DTYPES.get(dtype), *numbers)
+    return Header(_KINDS[kind], _DTYPES[dtype], *numbers)
 
 
 def expect(what: str, field: str, expected: object, found: object) -> None:

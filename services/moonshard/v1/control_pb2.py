@@ -25,57 +25,59 @@ _sym_db = _symbol_database.Default()
 from moonshard.v1 import inference_pb2 as moonshard_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amoonshard/v1/control.proto\x12\x0cmoonshard.v1\x1a\x1cmoonshard/v1/inference.proto\"\xc1\x01\n\rWorkerMessage\x12\"\n\x04join\x18\x01 \x01(\x0b\x32\x12.moonshard.v1.JoinH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.moonshard.v1.HeartbeatH\x00\x12$\n\x05ready\x18\x03 \x01(\x0b\x32\x13.moonshard.v1.ReadyH\x00\x12\x30\n\x07outputs\x18\x04 \x01(\x0b\x32\x1d.moonshard.v1.SequenceOutputsH\x00\x42\x06\n\x04\x62ody\"\xab\x01\n\x04Join\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.moonshard.v1.Role\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x05 \x01(\t\x12\x14\n\x0c\x66irst_expert\x18\x06 \x01(\x05\x12\x12\n\nend_expert\x18\x07 \x01(\x05\x12\x15\n\rcheckpoint_id\x18\x08 \x01(\t\"p\n\tHeartbeat\x12\x10\n\x08progress\x18\x01 \x01(\x04\x12\x14\n\x0cloaded_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x05 \x01(\x03\"E\n\x05Ready\x12\x14\n\x0c\x64\x61ta_address\x18\x01 \x01(\t\x12&\n\x07\x63redits\x18\x02 \x01(\x0b\x32\x15.moonshard.v1.Credits\"`\n\x07\x43redits\x12\x12\n\nblock_size\x18\x01 \x01(\x05\x12\x12\n\nnum_blocks\x18\x02 \x01(\x05\x12\x14\n\x0cmax_num_seqs\x18\x03 \x01(\x05\x12\x17\n\x0fmax_step_tokens\x18\x04 \x01(\x05\"@\n\x0fSequenceOutputs\x12-\n\x07outputs\x18\x01 \x03(\x0b\x32\x1c.moonshard.v1.SequenceOutput\"\xa7\x01\n\x0eSequenceOutput\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.moonshard.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x05 \x01(\tB\x10\n\x0e_stop_token_id\"\xe3\x01\n\rRouterMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.moonshard.v1.WelcomeH\x00\x12(\n\x07members\x18\x02 \x01(\x0b\x32\x15.moonshard.v1.MembersH\x00\x12$\n\x05\x61\x64mit\x18\x03 \x01(\x0b\x32\x13.moonshard.v1.AdmitH\x00\x12$\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x13.moonshard.v1.AbortH\x00\x12*\n\x08shutdown\x18\x05 \x01(\x0b\x32\x16.moonshard.v1.ShutdownH\x00\x42\x06\n\x04\x62ody\"\x18\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"=\n\x07Members\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x06shards\x18\x02 \x03(\x0b\x32\x13.moonshard.v1.Shard\",\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x14\n\x0c\x64\x61ta_address\x18\x02 \x01(\t\"2\n\x05\x41\x64mit\x12)\n\tsequences\x18\x01 \x03(\x0b\x32\x16.moonshard.v1.Sequence\"h\n\x08Sequence\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.moonshard.v1.SamplingParams\"\x1c\n\x05\x41\x62ort\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x1a\n\x08Shutdown\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x12\n\x10GetStatusRequest\"\xd3\x02\n\x0cWorkerStatus\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.moonshard.v1.Role\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0c\n\x04host\x18\x04 \x01(\t\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.moonshard.v1.WorkerState\x12\x17\n\x0fmetrics_address\x18\x06 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\x07 \x01(\t\x12\x14\n\x0c\x66irst_expert\x18\x08 \x01(\x05\x12\x12\n\nend_expert\x18\t \x01(\x05\x12\x14\n\x0cloaded_bytes\x18\n \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x0b \x01(\x03\x12\x17\n\x0fheartbeat_age_s\x18\x0c \x01(\x01\x12\x19\n\x11tokens_per_second\x18\r \x01(\x01\x12\x16\n\x0eresident_bytes\x18\x0e \x01(\x03\"\\\n\x08\x43overage\x12\x13\n\x0bnum_experts\x18\x01 \x01(\x05\x12\x13\n\x0bnum_covered\x18\x02 \x01(\x05\x12\x12\n\nmin_copies\x18\x03 \x01(\x05\x12\x12\n\nmax_copies\x18\x04 \x01(\x05\"\x9f\x02\n\x11GetStatusResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05ready\x18\x03 \x01(\x08\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.moonshard.v1.WorkerStatus\x12(\n\x08\x63overage\x18\x05 \x01(\x0b\x32\x16.moonshard.v1.Coverage\x12\x13\n\x0bnum_running\x18\x06 \x01(\x05\x12\x13\n\x0bnum_waiting\x18\x07 \x01(\x05\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\x12\x12\n\nnum_shards\x18\t \x01(\x05\x12\x15\n\rnum_attention\x18\n \x01(\x05\x12\x11\n\ttransport\x18\x0b \x01(\t*R\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_ROUTER\x10\x01\x12\x12\n\x0eROLE_ATTENTION\x10\x02\x12\x0f\n\x0bROLE_EXPERT\x10\x03*x\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_LOADING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x32O\n\x07Workers\x12\x44\n\x04Join\x12\x1b.moonshard.v1.WorkerMessage\x1a\x1b.moonshard.v1.RouterMessage(\x01\x30\x01\x32W\n\x07\x43luster\x12L\n\tGetStatus\x12\x1e.moonshard.v1.GetStatusRequest\x1a\x1f.moonshard.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amoonshard/v1/control.proto\x12\x0cmoonshard.v1\x1a\x1cmoonshard/v1/inference.proto\"\xe7\x01\n\rWorkerMessage\x12\"\n\x04join\x18\x01 \x01(\x0b\x32\x12.moonshard.v1.JoinH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.moonshard.v1.HeartbeatH\x00\x12$\n\x05ready\x18\x03 \x01(\x0b\x32\x13.moonshard.v1.ReadyH\x00\x12\x30\n\x07outputs\x18\x04 \x01(\x0b\x32\x1d.moonshard.v1.SequenceOutputsH\x00\x12$\n\x05leave\x18\x05 \x01(\x0b\x32\x13.moonshard.v1.LeaveH\x00\x42\x06\n\x04\x62ody\"\x17\n\x05Leave\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xab\x01\n\x04Join\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.moonshard.v1.Role\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x05 \x01(\t\x12\x14\n\x0c\x66irst_expert\x18\x06 \x01(\x05\x12\x12\n\nend_expert\x18\x07 \x01(\x05\x12\x15\n\rcheckpoint_id\x18\x08 \x01(\t\"p\n\tHeartbeat\x12\x10\n\x08progress\x18\x01 \x01(\x04\x12\x14\n\x0cloaded_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x05 \x01(\x03\"E\n\x05Ready\x12\x14\n\x0c\x64\x61ta_address\x18\x01 \x01(\t\x12&\n\x07\x63redits\x18\x02 \x01(\x0b\x32\x15.moonshard.v1.Credits\"`\n\x07\x43redits\x12\x12\n\nblock_size\x18\x01 \x01(\x05\x12\x12\n\nnum_blocks\x18\x02 \x01(\x05\x12\x14\n\x0cmax_num_seqs\x18\x03 \x01(\x05\x12\x17\n\x0fmax_step_tokens\x18\x04 \x01(\x05\"@\n\x0fSequenceOutputs\x12-\n\x07outputs\x18\x01 \x03(\x0b\x32\x1c.moonshard.v1.SequenceOutput\"\xa7\x01\n\x0eSequenceOutput\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.moonshard.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x05 \x01(\tB\x10\n\x0e_stop_token_id\"\xe3\x01\n\rRouterMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.moonshard.v1.WelcomeH\x00\x12(\n\x07members\x18\x02 \x01(\x0b\x32\x15.moonshard.v1.MembersH\x00\x12$\n\x05\x61\x64mit\x18\x03 \x01(\x0b\x32\x13.moonshard.v1.AdmitH\x00\x12$\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x13.moonshard.v1.AbortH\x00\x12*\n\x08shutdown\x18\x05 \x01(\x0b\x32\x16.moonshard.v1.ShutdownH\x00\x42\x06\n\x04\x62ody\"\x18\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"=\n\x07Members\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x06shards\x18\x02 \x03(\x0b\x32\x13.moonshard.v1.Shard\",\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x14\n\x0c\x64\x61ta_address\x18\x02 \x01(\t\"2\n\x05\x41\x64mit\x12)\n\tsequences\x18\x01 \x03(\x0b\x32\x16.moonshard.v1.Sequence\"h\n\x08Sequence\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.moonshard.v1.SamplingParams\"\x1c\n\x05\x41\x62ort\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x1a\n\x08Shutdown\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x12\n\x10GetStatusRequest\"\xd3\x02\n\x0cWorkerStatus\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.moonshard.v1.Role\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0c\n\x04host\x18\x04 \x01(\t\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.moonshard.v1.WorkerState\x12\x17\n\x0fmetrics_address\x18\x06 \x01(\t\x12\x14\n\x0c\x64\x61ta_address\x18\x07 \x01(\t\x12\x14\n\x0c\x66irst_expert\x18\x08 \x01(\x05\x12\x12\n\nend_expert\x18\t \x01(\x05\x12\x14\n\x0cloaded_bytes\x18\n \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x0b \x01(\x03\x12\x17\n\x0fheartbeat_age_s\x18\x0c \x01(\x01\x12\x19\n\x11tokens_per_second\x18\r \x01(\x01\x12\x16\n\x0eresident_bytes\x18\x0e \x01(\x03\"\\\n\x08\x43overage\x12\x13\n\x0bnum_experts\x18\x01 \x01(\x05\x12\x13\n\x0bnum_covered\x18\x02 \x01(\x05\x12\x12\n\nmin_copies\x18\x03 \x01(\x05\x12\x12\n\nmax_copies\x18\x04 \x01(\x05\"\x9f\x02\n\x11GetStatusResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05ready\x18\x03 \x01(\x08\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.moonshard.v1.WorkerStatus\x12(\n\x08\x63overage\x18\x05 \x01(\x0b\x32\x16.moonshard.v1.Coverage\x12\x13\n\x0bnum_running\x18\x06 \x01(\x05\x12\x13\n\x0bnum_waiting\x18\x07 \x01(\x05\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\x12\x12\n\nnum_shards\x18\t \x01(\x05\x12\x15\n\rnum_attention\x18\n \x01(\x05\x12\x11\n\ttransport\x18\x0b \x01(\t*R\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_ROUTER\x10\x01\x12\x12\n\x0eROLE_ATTENTION\x10\x02\x12\x0f\n\x0bROLE_EXPERT\x10\x03*x\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_LOADING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x32O\n\x07Workers\x12\x44\n\x04Join\x12\x1b.moonshard.v1.WorkerMessage\x1a\x1b.moonshard.v1.RouterMessage(\x01\x30\x01\x32W\n\x07\x43luster\x12L\n\tGetStatus\x12\x1e.moonshard.v1.GetStatusRequest\x1a\x1f.moonshard.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moonshard.v1.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2290
-  _globals['_ROLE']._serialized_end=2372
-  _globals['_WORKERSTATE']._serialized_start=2374
-  _globals['_WORKERSTATE']._serialized_end=2494
+  _globals['_ROLE']._serialized_start=2353
+  _globals['_ROLE']._serialized_end=2435
+  _globals['_WORKERSTATE']._serialized_start=2437
+  _globals['_WORKERSTATE']._serialized_end=2557
   _globals['_WORKERMESSAGE']._serialized_start=75
-  _globals['_WORKERMESSAGE']._serialized_end=268
-  _globals['_JOIN']._serialized_start=271
-  _globals['_JOIN']._serialized_end=442
-  _globals['_HEARTBEAT']._serialized_start=444
-  _globals['_HEARTBEAT']._serialized_end=556
-  _globals['_READY']._serialized_start=558
-  _globals['_READY']._serialized_end=627
-  _globals['_CREDITS']._serialized_start=629
-  _globals['_CREDITS']._serialized_end=725
-  _globals['_SEQUENCEOUTPUTS']._serialized_start=727
-  _globals['_SEQUENCEOUTPUTS']._serialized_end=791
-  _globals['_SEQUENCEOUTPUT']._serialized_start=794
-  _globals['_SEQUENCEOUTPUT']._serialized_end=961
-  _globals['_ROUTERMESSAGE']._serialized_start=964
-  _globals['_ROUTERMESSAGE']._serialized_end=1191
-  _globals['_WELCOME']._serialized_start=1193
-  _globals['_WELCOME']._serialized_end=1217
-  _globals['_MEMBERS']._serialized_start=1219
-  _globals['_MEMBERS']._serialized_end=1280
-  _globals['_SHARD']._serialized_start=1282
-  _globals['_SHARD']._serialized_end=1326
-  _globals['_ADMIT']._serialized_start=1328
-  _globals['_ADMIT']._serialized_end=1378
-  _globals['_SEQUENCE']._serialized_start=1380
-  _globals['_SEQUENCE']._serialized_end=1484
-  _globals['_ABORT']._serialized_start=1486
-  _globals['_ABORT']._serialized_end=1514
-  _globals['_SHUTDOWN']._serialized_start=1516
-  _globals['_SHUTDOWN']._serialized_end=1542
-  _globals['_GETSTATUSREQUEST']._serialized_start=1544
-  _globals['_GETSTATUSREQUEST']._serialized_end=1562
-  _globals['_WORKERSTATUS']._serialized_start=1565
-  _globals['_WORKERSTATUS']._serialized_end=1904
-  _globals['_COVERAGE']._serialized_start=1906
-  _globals['_COVERAGE']._serialized_end=1998
-  _globals['_GETSTATUSRESPONSE']._serialized_start=2001
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2288
-  _globals['_WORKERS']._serialized_start=2496
-  _globals['_WORKERS']._serialized_end=2575
-  _globals['_CLUSTER']._serialized_start=2577
-  _globals['_CLUSTER']._serialized_end=2664
+  _globals['_WORKERMESSAGE']._serialized_end=306
+  _globals['_LEAVE']._serialized_start=308
+  _globals['_LEAVE']._serialized_end=331
+  _globals['_JOIN']._serialized_start=334
+  _globals['_JOIN']._serialized_end=505
+  _globals['_HEARTBEAT']._serialized_start=507
+  _globals['_HEARTBEAT']._serialized_end=619
+  _globals['_READY']._serialized_start=621
+  _globals['_READY']._serialized_end=690
+  _globals['_CREDITS']._serialized_start=692
+  _globals['_CREDITS']._serialized_end=788
+  _globals['_SEQUENCEOUTPUTS']._serialized_start=790
+  _globals['_SEQUENCEOUTPUTS']._serialized_end=854
+  _globals['_SEQUENCEOUTPUT']._serialized_start=857
+  _globals['_SEQUENCEOUTPUT']._serialized_end=1024
+  _globals['_ROUTERMESSAGE']._serialized_start=1027
+  _globals['_ROUTERMESSAGE']._serialized_end=1254
+  _globals['_WELCOME']._serialized_start=1256
+  _globals['_WELCOME']._serialized_end=1280
+  _globals['_MEMBERS']._serialized_start=1282
+  _globals['_MEMBERS']._serialized_end=1343
+  _globals['_SHARD']._serialized_start=1345
+  _globals['_SHARD']._serialized_end=1389
+  _globals['_ADMIT']._serialized_start=1391
+  _globals['_ADMIT']._serialized_end=1441
+  _globals['_SEQUENCE']._serialized_start=1443
+  _globals['_SEQUENCE']._serialized_end=1547
+  _globals['_ABORT']._serialized_start=1549
+  _globals['_ABORT']._serialized_end=1577
+  _globals['_SHUTDOWN']._serialized_start=1579
+  _globals['_SHUTDOWN']._serialized_end=1605
+  _globals['_GETSTATUSREQUEST']._serialized_start=1607
+  _globals['_GETSTATUSREQUEST']._serialized_end=1625
+  _globals['_WORKERSTATUS']._serialized_start=1628
+  _globals['_WORKERSTATUS']._serialized_end=1967
+  _globals['_COVERAGE']._serialized_start=1969
+  _globals['_COVERAGE']._serialized_end=2061
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2064
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2351
+  _globals['_WORKERS']._serialized_start=2559
+  _globals['_WORKERS']._serialized_end=2638
+  _globals['_CLUSTER']._serialized_start=2640
+  _globals['_CLUSTER']._serialized_end=2727
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 """A table of broken checkpoints: each error names the tensor or file, what was expected and what was found."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.unit.model.tiny_checkpoint import kimi_text, wrapped, write_checkpoint
 from torch import Tensor
 
 from moonshard.errors import CheckpointError
 from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.config import ModelConfig
 from moonshard.model.experts import load_expert_stacks
+from moonshard.model.safetensors_file import SafetensorsFile
 from moonshard.model.weights import load_weights
+from tests.unit.model.tiny_checkpoint import kimi_text, wrapped, write_checkpoint
 
 INDEX = "model.safetensors.index.json"
 FIRST, LAST = "model-00001-of-000002.safetensors", "model-00002-of-000002.safetensors"
@@ -226,3 +228,15 @@ def test_files_are_closed_after_an_error(copy: Path) -> None:
     with pytest.raises(CheckpointError):
         load_everything(copy)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_no_flipped_byte_of_a_header_raises_anything_but_a_checkpoint_error(sound: Path, tmp_path: Path) -> None:
+    """Every byte of the length and a sample of the header's, each set to several values."""
+    raw = (sound / LAST).read_bytes()
+    file, random = tmp_path / LAST, torch.Generator().manual_seed(0)
+    places = [*range(8), *torch.randint(8, 3000, (60,), generator=random).tolist()]
+    for place in places:
+        for byte in b'\x00\xff"9-[':
+            file.write_bytes(raw[:place] + bytes([byte]) + raw[place + 1 :])
+            with contextlib.suppress(CheckpointError):
+                SafetensorsFile(file).close()

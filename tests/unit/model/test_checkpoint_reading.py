@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.model.tiny_checkpoint import deepseek_text, kimi_text, plain, save, tensors, wrapped, write_checkpoint
 from torch import Tensor
 
 from moonshard.errors import ConfigError
@@ -15,6 +14,7 @@ from moonshard.model.config import ModelConfig
 from moonshard.model.experts import ExpertStack, load_expert_stacks
 from moonshard.model.inventory import attention_tensors, expert_tensors, plain_name
 from moonshard.model.weights import destinations, load_weights
+from tests.unit.model.tiny_checkpoint import deepseek_text, kimi_text, plain, save, tensors, wrapped, write_checkpoint
 
 
 def header_bytes(path: Path) -> int:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moonshard.model import int4
-from moonshard.model.experts import ExpertStack, Int4Projection, PlainProjection
+from moonshard.model.experts import ExpertStack, Int4Projection, PlainProjection, Projection
 
 NUM, HIDDEN, WIDTH = 6, 64, 32
 
@@ -18,6 +18,11 @@ def stack(first: int = 0) -> ExpertStack:
     return ExpertStack(range(first, first + NUM), gate_up, down)
 
 
+def weights_of(projection: Projection, expert: int) -> Tensor:
+    packed, scale = projection.tensors
+    return int4.dequantise(packed[expert], scale[expert])
+
+
 def twin(experts: ExpertStack, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """Row by row, expert by expert, in ascending expert order."""
     y = torch.zeros(len(x), HIDDEN)
@@ -25,8 +30,8 @@ def twin(experts: ExpertStack, x: Tensor, ids: Tensor, weights: Tensor) -> Tenso
         for expert, weight in sorted(zip(ids[row].tolist(), weights[row].tolist(), strict=True)):
             if expert in experts.experts:
                 local = expert - experts.experts.start
-                gate, up = (experts.gate_up.weight(local, torch.float32) @ x[row]).chunk(2)
-                y[row] += weight * (experts.down.weight(local, torch.float32) @ (functional.silu(gate) * up))
+                gate, up = (weights_of(experts.gate_up, local) @ x[row]).chunk(2)
+                y[row] += weight * (weights_of(experts.down, local) @ (functional.silu(gate) * up))
     return y
 
 
@@ -78,7 +83,7 @@ def test_bf16_rows_are_computed_in_bf16_and_summed_in_fp32() -> None:
 
 def test_plain_experts_equal_packed_ones_on_the_same_values() -> None:
     packed, ids = stack(), torch.tensor([[0, 5], [2, 1]], dtype=torch.int32)
-    values = [torch.stack([p.weight(e, torch.float32) for e in range(NUM)]) for p in (packed.gate_up, packed.down)]
+    values = [torch.stack([weights_of(p, e) for e in range(NUM)]) for p in (packed.gate_up, packed.down)]
     unpacked = ExpertStack(range(NUM), PlainProjection(values[0]), PlainProjection(values[1]))
     x, weights = torch.randn(2, HIDDEN), torch.rand(2, 2)
     assert torch.equal(unpacked.forward(x, ids, weights), packed.forward(x, ids, weights))

@@ -1,10 +1,10 @@
 """The router's choice, by hand and against a slow twin (specification 2.5)."""
 
 import torch
-from tests.unit.model.tiny_checkpoint import deepseek_text, kimi_text
 
 from moonshard.model.config import ModelConfig
 from moonshard.model.gate import Gate
+from tests.unit.model.tiny_checkpoint import deepseek_text, kimi_text
 
 
 def gate(logits_bias: list[float], **changes: object) -> Gate:

@@ -12,7 +12,7 @@ def test_nibbles_lie_as_published() -> None:
     packed = int4.pack(torch.tensor([[-8, -7, -6, -5, -4, -3, -2, 7]]))
     assert packed.dtype == torch.int32
     # Input 0 in the lowest nibble, stored as q + 8.
-    assert packed.item() & 0xFFFFFFFF == 0xF6543210
+    assert int(packed) & 0xFFFFFFFF == 0xF6543210
 
 
 def test_byte_k_holds_inputs_2k_and_2k_plus_1() -> None:
@@ -46,3 +46,15 @@ def test_quantise_is_within_half_a_step(size: float) -> None:
     error = (int4.dequantise(packed, scale) - w).abs().view(16, 4, 32)
     # Half a step, and a little for the scale's own BF16 rounding at the ends of the range.
     assert (error <= scale.float().unsqueeze(-1) * 0.55).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_in_blocks_is_linear(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, scale = int4.quantise(torch.randn(50, 64))
+    x = torch.randn(3, 64).to(dtype)
+    expected = x.float() @ int4.dequantise(packed, scale, dtype).float().T
+    for block in (1, 64 * 7, 64 * 50):
+        monkeypatch.setattr(int4, "_BLOCK_WEIGHTS", block)
+        found = int4.linear(x, packed, scale)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)

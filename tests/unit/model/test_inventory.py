@@ -1,13 +1,14 @@
 """The inventory against the published totals (specification 1.5 and 3)."""
 
+import json
 from pathlib import Path
 
 import pytest
-from tests.unit.model.tiny_checkpoint import kimi_text, plain, wrapped
 
 from moonshard.errors import ConfigError
 from moonshard.model.config import ModelConfig
 from moonshard.model.inventory import expected_tensors, is_ignorable, plain_name, summarise
+from tests.unit.model.tiny_checkpoint import kimi_text, plain, wrapped
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,22 @@ def test_plain_experts_have_one_tensor_per_projection() -> None:
     experts = [sum(spec.role == "expert" for spec in expected_tensors(c)) for c in (packed, unpacked)]
     assert experts == [2 * 16 * 9, 2 * 16 * 3]
     assert summarise(packed, 4).num_parameters == summarise(unpacked, 4).num_parameters
+
+
+def test_an_fp8_checkpoint_is_listed(shared_data: Path) -> None:
+    config = ModelConfig.from_json(json.loads((shared_data / "kimi-k2-instruct.config.json").read_text()))
+    specs = {spec.name: spec for spec in expected_tensors(config)}
+    name = "model.layers.1.mlp.experts.0.down_proj.weight"
+    assert specs[name][1:3] == ((7168, 2048), "F8_E4M3")
+    assert specs[f"{name}_scale_inv"][1:3] == ((56, 16), "F32")
+    assert specs["model.layers.1.self_attn.kv_a_proj_with_mqa.weight_scale_inv"].shape == (5, 56)
+    assert specs["model.layers.1.mlp.gate.weight"].dtype == specs["lm_head.weight"].dtype == "BF16"
+    summary = summarise(config)
+    assert summary.num_parameters == 1_026_408_232_448
+    assert summary.total_bytes / 1e9 == pytest.approx(1029, abs=1)
+
+
+def test_a_format_that_is_not_known_is_not_listed() -> None:
+    config = ModelConfig.from_json(kimi_text(quantization_config={"quant_method": "awq"}))
+    with pytest.raises(ConfigError, match="quantization_config: awq weights are not supported"):
+        next(expected_tensors(config))

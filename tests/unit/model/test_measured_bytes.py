@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.model.tiny_checkpoint import kimi_text, save, wrapped
 from torch import Tensor
 
 from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.config import ModelConfig
 from moonshard.model.experts import load_expert_stacks
 from moonshard.model.inventory import expected_tensors
+from tests.unit.model.tiny_checkpoint import kimi_text, save, wrapped
 
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "I32": torch.int32}
 WIDE = wrapped(

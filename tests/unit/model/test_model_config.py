@@ -1,5 +1,6 @@
 """Configuration: what is read from published files, and what is refused by name."""
 
+import contextlib
 import copy
 import json
 import subprocess
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.model.tiny_checkpoint import INT4_BLOCK, deepseek_text, kimi_text, plain, wrapped
 
 from moonshard.errors import ConfigError
 from moonshard.model.config import ModelConfig
+from tests.unit.model.tiny_checkpoint import INT4_BLOCK, deepseek_text, kimi_text, plain, wrapped
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +163,46 @@ def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None, mess
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=rf"^config\.json: .*{message}"):
         ModelConfig.from_dir(tmp_path)
+
+
+def test_a_vision_field_is_named_where_it_stands() -> None:
+    with pytest.raises(ConfigError, match=r"^vision_config\.patch_size: is required"):
+        ModelConfig.from_json({**wrapped(kimi_text()), "vision_config": {}})
+
+
+NASTY: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    0.5,
+    2**70,
+    float("nan"),
+    "x",
+    [],
+    [1, "x"],
+    {},
+    {"type": "yarn"},
+    {"config_groups": 1},
+)
+
+
+@pytest.mark.parametrize("value", NASTY, ids=repr)
+def test_no_value_anywhere_raises_anything_but_a_config_error(value: Any) -> None:
+    def attempt(raw: dict[str, Any]) -> None:
+        with contextlib.suppress(ConfigError):
+            ModelConfig.from_json(raw, {"eos_token_id": value})
+        with contextlib.suppress(ConfigError):
+            ModelConfig.from_json(raw)
+
+    whole = wrapped(kimi_text())
+    for key in [*whole, "vision_config"]:
+        attempt({**whole, key: value})
+    for key in whole["text_config"]:
+        attempt({**whole, "text_config": {**whole["text_config"], key: value}})
+    for key in INT4_BLOCK:
+        attempt(kimi_text(quantization_config={**INT4_BLOCK, key: value}))
+    for key in whole["text_config"]["rope_scaling"]:
+        attempt(kimi_text(rope_scaling={**whole["text_config"]["rope_scaling"], key: value}))
+    attempt(kimi_text(quantization_config={**INT4_BLOCK, "config_groups": {"group_0": value}}))
+    attempt(kimi_text(quantization_config={**INT4_BLOCK, "config_groups": {"group_0": {"weights": value}}}))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.model.tiny_checkpoint import deepseek_text, kimi_text, plain, wrapped, write_checkpoint
 from torch import Tensor
 
 from moonshard.model.mla import MLA
 from moonshard.model.reference import ContiguousCache, Reference
+from tests.unit.model.tiny_checkpoint import deepseek_text, kimi_text, plain, wrapped, write_checkpoint
 
 PROMPT = torch.randint(0, 384, (29,), generator=torch.Generator().manual_seed(0)).tolist()
 

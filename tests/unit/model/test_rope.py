@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.model.tiny_checkpoint import kimi_text
 
 from moonshard.model.config import ModelConfig
 from moonshard.model.rope import Rope, inverse_frequencies, ramp_bounds, rotate
+from tests.unit.model.tiny_checkpoint import kimi_text
 
 
 def test_the_ramp_of_the_published_models(shared_data: Path) -> None:

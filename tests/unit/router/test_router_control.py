@@ -191,6 +191,18 @@ def test_a_lost_shard_fails_every_request_and_readiness(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_worker_may_say_why_it_leaves(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with ready_cell(small_config(tmp_path)) as cell:
+            call = asyncio.create_task(_fails(cell.inference.Generate(generate_request())))
+            await cell.attention[0].next("admit")
+            await cell.shards[0].send(leave=pb.Leave(reason="tensor x is truncated"))
+            await cell.shards[0].call.done_writing()
+            assert (await call).details() == "expert-0 (pid 1000) lost: tensor x is truncated"
+
+    run(test)
+
+
 def test_a_lost_attention_worker_fails_only_its_own_requests(tmp_path: Path) -> None:
     async def test() -> None:
         async with ready_cell(small_config(tmp_path, num_attention=2)) as cell:

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from moonshard.config import CellConfig
+from moonshard.model.config import ModelConfig
 from moonshard.rpc.worker_stream import RouterLink
 from moonshard.v1 import control_pb2 as pb
 from moonshard.v1 import inference_pb2 as inference
@@ -101,14 +103,98 @@ def test_it_ends_with_its_launcher_and_leaves_ctrl_c_to_it(tmp_path: Path, check
         assert "the launcher is gone" in errors
 
 
-def test_a_port_in_use_is_exit_status_1(tmp_path: Path, checkpoint: Path) -> None:
+@contextmanager
+def _ready_process(tmp_path: Path, checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], str, list[RouterLink]]]:
+    """A router with one attention worker and one shard, joined through real links."""
+    values = {
+        "checkpoint": str(checkpoint), "run_dir": str(tmp_path / "run"), "router": {"port": 0}, "num_shards": 1
+    }  # fmt: skip
+    config = tmp_path / "cell.json"
+    config.write_text(CellConfig.build(values).model_dump_json())
+    checkpoint_id = ModelConfig.from_dir(checkpoint).checkpoint_id
+    with _process(config) as process, ExitStack() as links:
+        address = _run_file(process, tmp_path)["address"]
+        joins = (pb.Join(role=pb.ROLE_EXPERT, end_expert=384), pb.Join(role=pb.ROLE_ATTENTION))
+        shard, attention = (_link(links, address, join, checkpoint_id) for join in joins)
+        shard.send(pb.WorkerMessage(ready=pb.Ready(data_address="unix:/x")))
+        assert attention.received().get(timeout=LIMIT_S).members.shards[0].data_address == "unix:/x"
+        credits = pb.Credits(block_size=16, num_blocks=64, max_num_seqs=4, max_step_tokens=64)
+        attention.send(pb.WorkerMessage(ready=pb.Ready(credits=credits)))
+        yield process, address, [attention, shard]
+
+
+def _link(links: ExitStack, address: str, join: pb.Join, checkpoint_id: str) -> RouterLink:
+    join.checkpoint_id = checkpoint_id
+    link = RouterLink.connect(address, join, LIMIT_S)
+    links.callback(link.close)
+    return link
+
+
+def _started(attention: RouterLink, channel: grpc.Channel) -> tuple[Any, str]:
+    """A running request and its sequence id."""
+    request = inference.GenerateRequest(text="hi", sampling=inference.SamplingParams(max_tokens=2))
+    _await_serving(channel, True)
+    call = InferenceStub(channel).Generate(request, timeout=LIMIT_S)
+    return call, attention.received().get(timeout=LIMIT_S).admit.sequences[0].request_id
+
+
+def _await_serving(channel: grpc.Channel, wanted: bool) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while _is_serving(channel) != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _is_serving(channel: grpc.Channel) -> bool:
+    response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def test_sigterm_drains_a_running_request(tmp_path: Path, checkpoint: Path) -> None:
+    with (
+        _ready_process(tmp_path, checkpoint) as (process, address, workers),
+        grpc.insecure_channel(address) as channel,
+    ):
+        call, sequence_id = _started(workers[0], channel)
+        process.send_signal(signal.SIGTERM)
+        _await_serving(channel, False)
+        output = pb.SequenceOutput(
+            request_id=sequence_id, token_ids=[65, 66], finish_reason=inference.FINISH_REASON_LENGTH
+        )
+        workers[0].send(pb.WorkerMessage(outputs=pb.SequenceOutputs(outputs=[output])))
+        assert [list(response.token_ids) for response in call] == [[65, 66]]
+        for worker in workers:
+            assert worker.received().get(timeout=LIMIT_S).shutdown.reason == "SIGTERM"
+            worker.close()
+        status, errors = _ends(process)
+        assert status == 0
+        assert "Traceback" not in errors, errors
+
+
+def test_a_second_sigterm_cuts(tmp_path: Path, checkpoint: Path) -> None:
+    with (
+        _ready_process(tmp_path, checkpoint) as (process, address, workers),
+        grpc.insecure_channel(address) as channel,
+    ):
+        call, _ = _started(workers[0], channel)
+        process.send_signal(signal.SIGTERM)
+        _await_serving(channel, False)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError, match="the router ended: SIGTERM"):
+            list(call)
+        status, errors = _ends(process)  # though no worker leaves when it is told to
+        assert status == 0
+        assert "Traceback" not in errors, errors
+
+
+def test_a_port_in_use_is_exit_status_2(tmp_path: Path, checkpoint: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with _process(_write_config(tmp_path, checkpoint, port=port)) as process:
             status, errors = _ends(process)
-    assert status == 1
+    assert status == 2
     assert f"router.port: cannot listen on 127.0.0.1:{port}; is the port in use?" in errors
     assert "Traceback" not in errors
 
@@ -121,13 +207,13 @@ def test_a_port_in_use_is_exit_status_1(tmp_path: Path, checkpoint: Path) -> Non
         ('{"checkpoint": "/nowhere"}', "/nowhere"),
     ],
 )
-def test_a_wrong_setting_is_exit_status_1(tmp_path: Path, content: str | None, words: str) -> None:
+def test_a_wrong_setting_is_exit_status_2(tmp_path: Path, content: str | None, words: str) -> None:
     path = tmp_path / "cell.json"
     if content is not None:
         path.write_text(content)
     with _process(path) as process:
         status, errors = _ends(process)
-    assert status == 1
+    assert status == 2
     assert words in errors
     assert "Traceback" not in errors
 

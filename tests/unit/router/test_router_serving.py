@@ -179,7 +179,7 @@ BAD_REQUESTS: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("empty text", generate_request(""), grpc.StatusCode.INVALID_ARGUMENT, "prompt: must not be empty"),
     ("no ids", pb.GenerateRequest(token_ids=pb.TokenIds()), grpc.StatusCode.INVALID_ARGUMENT, "must not be empty"),
     ("id too high", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1, 258])), grpc.StatusCode.INVALID_ARGUMENT,
-     "prompt[1]: token id must be in 0..257, got 258"),
+     "token_ids[1]: token id must be in 0..257, got 258"),
     ("id below 0", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[-1])), grpc.StatusCode.INVALID_ARGUMENT, "got -1"),
     ("prompt too long", generate_request(LONG), grpc.StatusCode.INVALID_ARGUMENT, "600 tokens leave no room"),
     ("max_tokens too high", generate_request("abc", sampling=pb.SamplingParams(max_tokens=126)),

@@ -3,9 +3,7 @@
 The group is built beside torch's process-wide default group, so that two workers can live in one process.
 """
 
-import logging
 import socket
-import threading
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -15,10 +13,10 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, ProcessGroup, TCPStore  # type: ignore[attr-defined]
 
 from moonshard.errors import ConfigError, PeerLost, TransportTimeout
+from moonshard.transport.all_to_all.bell import Bell
+from moonshard.transport.all_to_all.presence import Presence, absent
 
-_log = logging.getLogger(__name__)
 _RING_TIMEOUT = timedelta(seconds=5)
-_WAIT_SLICE_S = 60.0
 
 
 class Group:
@@ -29,18 +27,20 @@ class Group:
         process_group: ProcessGroup,
         store: TCPStore,
         ringer: TCPStore,
+        presence: Presence,
         device: torch.device,
         timeout_s: float,
     ) -> None:
+        """Blocks until every rank has told where its presence is."""
         self.process_group: ProcessGroup | None = process_group
         self.rank = process_group.rank()
         self.world_size = process_group.size()
         self.device = device
         self.timeout_s = timeout_s
-        self._store = store
-        self._ringer: TCPStore | None = ringer
-        self._ringer_lock = threading.Lock()
-        self._last_rung = -1
+        self._bell = Bell(store, ringer)
+        self._presence = presence
+        store.set(f"presence/{self.rank}", presence.address)
+        self._addresses = [store.get(f"presence/{rank}").decode() for rank in range(self.world_size)]
 
     def all_gather(self, row: list[int], what: str) -> list[list[int]]:
         """Every rank's row of numbers, by rank. On CUDA this is the step's one host sync."""
@@ -66,45 +66,34 @@ class Group:
         with translated(self, what):
             work.wait()
 
-    def ring(self, bell: int) -> None:
+    def ring(self, number: int) -> None:
         """End everyone's `sleep` at this bell, present or to come. Any thread."""
-        with self._ringer_lock:
-            if self._ringer is None or bell <= self._last_rung:
-                return
-            try:
-                self._ringer.set(f"bell/{bell}", "1")
-                self._last_rung = bell
-            except RuntimeError as error:
-                _log.warning("rank %d cannot wake the others: %s", self.rank, _first_line(error))
+        self._bell.ring(number)
 
-    def sleep(self, bell: int, timeout_s: float) -> bool:
+    def sleep(self, number: int, timeout_s: float) -> bool:
         """Block until the bell is rung; False after timeout_s. Raises PeerLost when the store (rank 0) is gone."""
-        timeout = timedelta(seconds=max(0.001, min(timeout_s, _WAIT_SLICE_S)))
         try:
-            self._store.wait([f"bell/{bell}"], timeout)
-        except dist.DistStoreError as error:
-            if "timeout" not in str(error).lower():
-                raise PeerLost(f"the store of rank 0 (shard 0) is gone: {_first_line(error)}") from error
-            return False
+            rung = self._bell.sleep(number, timeout_s)
         except RuntimeError as error:
-            raise PeerLost(f"the store of rank 0 (shard 0) is gone: {_first_line(error)}") from error
-        self._forget(bell - 1)
-        return True
+            raise PeerLost(f"the store of rank 0 is gone: {_first_line(error)}") from error
+        if rung and self.rank == 0 and number:
+            self._bell.forget(number - 1)  # an agreement of all ranks lies between the two
+        return rung
+
+    def who_is_gone(self) -> str:
+        """For the reader of an error: the ranks whose process has ended or left."""
+        others = [rank for rank in absent(self._addresses) if rank != self.rank]
+        return f"rank {', '.join(map(str, others))} is gone" if others else "the connection to another rank broke"
 
     def close(self) -> None:
         """Leave the group. Never waits for the others, dead or alive."""
         group, self.process_group = self.process_group, None
-        with self._ringer_lock:
-            self._ringer = None
-        if group is not None:
-            with suppress(RuntimeError):
-                group.abort()
-
-    def _forget(self, bell: int) -> None:
-        """Rank 0 removes the previous bell: an agreement of all ranks lies between the two."""
-        if self.rank == 0 and bell >= 0:
-            with suppress(RuntimeError):
-                self._store.delete_key(f"bell/{bell}")
+        if group is None:
+            return
+        self._bell.close()
+        self._presence.close()
+        with suppress(RuntimeError):
+            group.abort()
 
 
 class translated:  # noqa: N801  reads as a phrase: `with translated(group, "agreement")`
@@ -124,7 +113,7 @@ class translated:  # noqa: N801  reads as a phrase: `with translated(group, "agr
         where = f"{self._what}, rank {self._group.rank} of {self._group.world_size}"
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
             raise TransportTimeout(f"{where}: no answer within {self._group.timeout_s:g} s") from error
-        raise PeerLost(f"{where}: another rank is gone: {_first_line(error)}") from error
+        raise PeerLost(f"{where}: {self._group.who_is_gone()}: {_first_line(error)}") from error
 
 
 def join_group(address: str, rank: int, world_size: int, device: torch.device | str, timeout_s: float) -> Group:
@@ -141,8 +130,9 @@ def join_group(address: str, rank: int, world_size: int, device: torch.device | 
         store = TCPStore(host, port, world_size, rank == 0, timeout, wait_for_workers=False)
         ringer = TCPStore(host, port, world_size, False, timeout, wait_for_workers=False)
         ringer.set_timeout(_RING_TIMEOUT)
-        group = _make_process_group(PrefixStore("group/", store), host, rank, world_size, device, timeout)
-        return Group(group, store, ringer, device, timeout_s)
+        own_host = _own_host(host)
+        group = _make_process_group(PrefixStore("group/", store), own_host, rank, world_size, device, timeout)
+        return Group(group, store, ringer, Presence(own_host), device, timeout_s)
     except RuntimeError as error:
         problem = f"rank {rank} of {world_size} cannot join the group at {address}: {_first_line(error)}"
         timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()
@@ -150,7 +140,7 @@ def join_group(address: str, rank: int, world_size: int, device: torch.device | 
 
 
 def _make_process_group(
-    store: PrefixStore, host: str, rank: int, world_size: int, device: torch.device, timeout: timedelta
+    store: PrefixStore, own_host: str, rank: int, world_size: int, device: torch.device, timeout: timedelta
 ) -> ProcessGroup:
     group = ProcessGroup(store, rank, world_size)
     options: Any
@@ -164,7 +154,7 @@ def _make_process_group(
         kind = ProcessGroup.BackendType.NCCL
     else:
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=_own_host(host), lazy_init=False)]
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_host, lazy_init=False)]
         options._timeout = timeout
         backend = dist.ProcessGroupGloo(store, rank, world_size, options)
         kind = ProcessGroup.BackendType.GLOO

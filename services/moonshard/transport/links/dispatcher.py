@@ -35,6 +35,7 @@ class LinkHandle:
     topk_ids_TK: Tensor
     topk_weights_TK: Tensor
     routes: dict[int, ShardRows]
+    headers: dict[int, bytes] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
     abandoned: bool = False
 
@@ -169,16 +170,22 @@ class LinkDispatcher:
             return
         if len(ids_RK) > link.max_rows:
             raise ProtocolMismatch(f"shard {link.shard}: at most {link.max_rows} rows a message, got {len(ids_RK)}")
-        header = wire.dispatch_header(self.spec, self.source, handle.step, handle.layer, len(ids_RK))
+        header = handle.headers.get(len(ids_RK)) or self._make_header(handle, len(ids_RK))
         if rows_R is not None:
             rows_TB, weights_TK = rows_TB[rows_R], weights_TK[rows_R]
         link.expect_reply(handle)
         try:
-            link.stream.send(wire.pack_header(header), ids_RK, weights_TK, rows_TB)
+            link.stream.send(header, ids_RK, weights_TK, rows_TB)
         except PeerLost as error:
             self._lose(link, error)
             return
-        self.stats.sent_bytes[link.shard] += wire.HEADER_BYTES + header.payload_bytes
+        self.stats.sent_bytes[link.shard] += wire.HEADER_BYTES + wire.dispatch_bytes(self.spec, len(ids_RK))
+
+    def _make_header(self, handle: LinkHandle, num_rows: int) -> bytes:
+        """Shards that get equally many rows get the same header."""
+        header = wire.dispatch_header(self.spec, self.source, handle.step, handle.layer, num_rows)
+        handle.headers[num_rows] = wire.pack_header(header)
+        return handle.headers[num_rows]
 
     def _send_the_rest(self, handle: LinkHandle) -> None:
         """Wait for room in full sockets, taking replies meanwhile: a shard that is sending to us makes no room."""

@@ -56,7 +56,7 @@ class Stream:
             self._outbox.extend(_view(buffer) for buffer in buffers)
             return
         sent = self._sendmsg(buffers)
-        if sent < sum(len(_view(buffer)) for buffer in buffers):
+        if sent < sum(map(_num_bytes, buffers)):
             self._outbox.extend(_view(buffer) for buffer in buffers)
             self._drop(sent)
             self.flush()
@@ -145,6 +145,10 @@ class Stream:
         if self._filled:
             self._buffer[: self._filled] = self._buffer[size : size + self._filled].copy()
         return Message(header, payload)
+
+
+def _num_bytes(buffer: Buffer) -> int:
+    return len(buffer) if isinstance(buffer, bytes) else buffer.nbytes
 
 
 def _view(buffer: Buffer) -> memoryview:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.model.tiny_checkpoint import deepseek_text, dequantised, kimi_text, plain, save, tensors, wrapped
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from moonshard.model.reference import Reference
+from tests.unit.model.tiny_checkpoint import deepseek_text, dequantised, kimi_text, plain, save, tensors, wrapped
 
 LATENT_NORM_EPS = 1e-6  # what transformers builds the two latent norms with
 SHAPES = {
@@ -22,7 +22,7 @@ SHAPES = {
 PROMPT_LENGTHS = (1, 2, 3, 7, 16, 33, 64, 65, 100, 150)
 
 
-def oracle(raw: dict[str, Any], named: dict[str, Tensor]) -> DeepseekV3ForCausalLM:
+def oracle(raw: dict[str, Any], named: dict[str, Tensor]) -> Any:
     """transformers' model on the dequantised weights, experts fused as its code keeps them."""
     text = raw.get("text_config", raw)
     ours = ("quantization_config", "model_type", "architectures")
@@ -30,7 +30,7 @@ def oracle(raw: dict[str, Any], named: dict[str, Tensor]) -> DeepseekV3ForCausal
     scaling = text["rope_scaling"]
     length = int(scaling["factor"] * scaling["original_max_position_embeddings"]) if scaling else 4096
     config = DeepseekV3Config(**{k: v for k, v in text.items() if k not in ours} | {"max_position_embeddings": length})
-    model = DeepseekV3ForCausalLM(config).eval().float()
+    model: Any = DeepseekV3ForCausalLM(config)
     state = dequantised(named)
     for layer in range(text["first_k_dense_replace"], text["num_hidden_layers"]):
         stem = f"model.layers.{layer}.mlp.experts"
@@ -40,7 +40,7 @@ def oracle(raw: dict[str, Any], named: dict[str, Tensor]) -> DeepseekV3ForCausal
         )
         state |= {f"{stem}.gate_up_proj": torch.cat((gate, up), 1), f"{stem}.down_proj": down}
     model.load_state_dict(state)
-    return model
+    return model.float().eval()
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=list(SHAPES))
