@@ -24,15 +24,13 @@ from moonshard.transport.contract import Dispatcher, WireSpec
 SMALL = {"num_shards": 2, "num_experts": 24}
 
 
-def run_shard(spec: WireSpec, address: str, rank: int, world_size: int, silent_layer: int) -> None:
-    """A shard in a process of its own; it stops answering at `silent_layer`."""
+def run_shard(spec: WireSpec, address: str, rank: int, world_size: int) -> None:
+    """A shard in a process of its own."""
     torch.set_num_threads(1)
     endpoint = AllToAllEndpoint(join_group(address, rank, world_size, "cpu", 20.0), spec)
     try:
         while True:
             if batch := endpoint.receive(timeout_s=0.2):
-                if batch.layer == silent_layer:
-                    time.sleep(30)
                 y_RD = compute(rank, batch.layer, batch.x_RD, batch.topk_ids_RK, batch.topk_weights_RK)
                 endpoint.reply(batch, y_RD)
     except TransportError:
@@ -44,21 +42,23 @@ StartRemote = Callable[..., tuple[AllToAllDispatcher, list[Any]]]
 
 @pytest.fixture
 def start_remote() -> Iterator[StartRemote]:
-    """start_remote(spec, timeout_s, silent_layer=-1): a dispatcher here, its shards in processes."""
+    """start_remote(spec, timeout_s): a dispatcher here, its shards in processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "moonshard.transport.all_to_all"])
+    first = context.Process(target=int)  # pays for the fork server's imports
+    first.start()
+    first.join(60)
     started: list[tuple[AllToAllDispatcher, list[Any]]] = []
 
-    def start(spec: WireSpec, timeout_s: float, silent_layer: int = -1) -> tuple[AllToAllDispatcher, list[Any]]:
+    def start(spec: WireSpec, timeout_s: float) -> tuple[AllToAllDispatcher, list[Any]]:
         address, world_size = f"127.0.0.1:{free_port()}", spec.num_shards + 1
         shards = [
-            context.Process(target=run_shard, args=(spec, address, rank, world_size, silent_layer), daemon=True)
+            context.Process(target=run_shard, args=(spec, address, rank, world_size), daemon=True)
             for rank in range(spec.num_shards)
         ]
         for shard in shards:
             shard.start()
-        join_s = 20.0  # the shards import torch first
-        group = join_group(address, spec.num_shards, world_size, "cpu", join_s if timeout_s > 5 else timeout_s + 5)
+        group = join_group(address, spec.num_shards, world_size, "cpu", timeout_s)
         started.append((AllToAllDispatcher(group, spec), shards))
         return started[-1]
 
@@ -92,14 +92,14 @@ def test_a_killed_shard_is_named_at_once(start_remote: StartRemote) -> None:
 
 def test_a_frozen_shard_is_a_timeout(start_remote: StartRemote) -> None:
     spec = make_spec(**SMALL)
-    dispatcher, shards = start_remote(spec, 1.0)
+    dispatcher, shards = start_remote(spec, 3.0)
     step(dispatcher, spec)
     os.kill(shards[0].pid, signal.SIGSTOP)
     started = time.monotonic()
-    with pytest.raises(TransportTimeout, match="no answer within 6 s"):
+    with pytest.raises(TransportTimeout, match="no answer within 3 s"):
         step(dispatcher, spec)
     dispatcher.close()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 5
 
 
 def test_the_death_of_rank_0_ends_the_sleep(start_remote: StartRemote) -> None:
@@ -194,7 +194,7 @@ def test_wrong_settings_are_named() -> None:
 
 
 def test_a_missing_rank_is_a_timeout() -> None:
-    with pytest.raises(TransportError, match="rank 0 of 2 cannot join the group at 127.0.0.1"):
+    with pytest.raises(TransportError, match=r"rank 0 of 2 cannot join the group at 127.0.0.1"):
         join_group(f"127.0.0.1:{free_port()}", 0, 2, "cpu", 1.0)
 
 

@@ -70,14 +70,14 @@ def test_a_dispatch_payload_comes_back(dtype: torch.dtype) -> None:
 def test_the_fields_of_both_ends_are_compared_one_by_one() -> None:
     spec = make_spec()
     wire.check_fields("handshake", wire.spec_fields(spec), wire.spec_fields(replace(spec)))
-    with pytest.raises(ProtocolMismatch, match="handshake: epoch: expected 7, got None"):
+    with pytest.raises(ProtocolMismatch, match=r"handshake: epoch: expected 7, got None"):
         wire.check_fields("handshake", wire.spec_fields(spec), {**wire.spec_fields(spec), "epoch": None})
-    with pytest.raises(ProtocolMismatch, match="expected an object with .*, got list"):
+    with pytest.raises(ProtocolMismatch, match=r"expected an object with .*, got list"):
         wire.check_fields("handshake", wire.spec_fields(spec), [])
 
 
 def test_rows_travel_as_float32_or_bfloat16_only() -> None:
-    with pytest.raises(ConfigError, match="row_dtype: must be float32 or bfloat16, got torch.float16"):
+    with pytest.raises(ConfigError, match=r"row_dtype: must be float32 or bfloat16, got torch.float16"):
         make_spec(row_dtype=torch.float16)
 
 

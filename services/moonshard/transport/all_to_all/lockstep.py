@@ -23,19 +23,24 @@ class Lockstep:
     """One rank's place in the common sequence of steps. `rows`: row count of every attention worker in this step."""
 
     def __init__(self, group: Group, spec: WireSpec) -> None:
-        """Compares the WireSpec of all ranks. Raises ProtocolMismatch naming field, rank and both values."""
-        if group.world_size <= spec.num_shards:
-            problem = f"must exceed the {spec.num_shards} shards, got {group.world_size}"
-            raise ConfigError("world_size", problem)
+        """Compares the WireSpec of all ranks. Raises ProtocolMismatch naming field, rank and both values.
+
+        The group belongs to the caller's side from here on: it is closed when this fails.
+        """
         self.group = group
         self.spec = spec
         self.num_sources = group.world_size - spec.num_shards
         self.step = -1
         self.bell = 0
         self.asleep = False
-        self.rows = [0] * self.num_sources
+        self.rows = [0] * max(0, self.num_sources)
         self._unchecked: list[tuple[str, Header, Tensor]] = []
-        self._compare_specs()
+        try:
+            self._check_world()
+            self._compare_specs()
+        except BaseException:
+            group.close()
+            raise
 
     def agree(self, num_rows: int) -> bool:
         """Begin the next step together; True when some rank has rows. Blocks until every rank is here."""
@@ -85,6 +90,11 @@ class Lockstep:
         for what, expected, header in self._unchecked:
             _check(what, expected, header.cpu())
         self._unchecked.clear()
+
+    def _check_world(self) -> None:
+        if self.num_sources < 1:
+            problem = f"must exceed the {self.spec.num_shards} shards, got {self.group.world_size}"
+            raise ConfigError("world_size", problem)
 
     def _compare_specs(self) -> None:
         own = wire.spec_fields(self.spec)
