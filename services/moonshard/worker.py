@@ -131,6 +131,7 @@ def run(role: str, serve: Callable[[Worker], None], arguments: WorkerArguments) 
     """
     name = f"{role}-{arguments.rank}"
     log.setup(name)
+    _quieten_libraries()
     lifetime = Lifetime()
     lifetime.handle_signals(ignore_interrupt=arguments.lifeline is not None)
     if arguments.lifeline is not None:
@@ -146,6 +147,16 @@ def run(role: str, serve: Callable[[Worker], None], arguments: WorkerArguments) 
         with suppress(OSError):
             arguments.config.run_dir.rmdir()
     return 1 if lifetime.failed else 0
+
+
+def _quieten_libraries() -> None:
+    """Settings that libraries take from the environment only.
+
+    torch's store looks up the name of every peer's address; where no name server answers, the resolver's defaults would
+    hold a group's forming up for five seconds. And a lost peer is ours to report, not torch's in fifty lines.
+    """
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _serve(worker: Worker, serve: Callable[[Worker], None]) -> None:

@@ -6,7 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from moonshard.attention.engine import Engine
+from moonshard.attention.kv_cache import LatentCache
+from moonshard.attention.runner import Runner
+from moonshard.attention.scheduler import Scheduler
+from moonshard.attention.sequence import Sequence
+from moonshard.config import CellConfig
+from moonshard.experts.shard import Shard
+from moonshard.model.checkpoint import Checkpoint
+from moonshard.model.config import ModelConfig
+from moonshard.model.decoder import Decoder
+from moonshard.model.experts import load_expert_stacks
 from moonshard.model.reference import Reference
+from moonshard.model.weights import load_weights
+from moonshard.sampling import SamplingParams
+from moonshard.transport.contract import ExpertBatch
+from moonshard.transport.local import LocalDispatcher
+from moonshard.worker import wire_spec
 from moonshard_cluster.client import Client
 from tests.integration.cells import greedy, running_cell
 
@@ -35,6 +51,46 @@ def test_the_reference_gives_different_texts(expected: list[list[int]]) -> None:
     """Else the comparison below would compare little: a model that repeats one token agrees with anything."""
     assert len({tuple(tokens) for tokens in expected}) == NUM_PROMPTS
     assert min(len(set(tokens)) for tokens in expected) > 8
+
+
+def test_twenty_prompts_over_the_local_transport(
+    tiny_checkpoint: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    engine = local_engine(tiny_checkpoint)
+    alone = [run(engine, [prompt])[0] for prompt in prompts]
+    crowded = [tokens for at in range(0, NUM_PROMPTS, CROWD) for tokens in run(engine, prompts[at : at + CROWD])]
+    assert alone == expected
+    assert crowded == expected
+
+
+def local_engine(path: Path) -> Engine:
+    """An attention worker and eight shards in this process, over function calls."""
+    model = ModelConfig.from_dir(path)
+    config = CellConfig(checkpoint=path)
+    spec = wire_spec(config, model, torch.float32)
+    with Checkpoint(path, model) as checkpoint:
+        shards = [Shard(load_expert_stacks(checkpoint, spec.experts_of(s)), spec.experts_of(s)) for s in range(8)]
+        weights = load_weights(checkpoint)
+
+    def compute(shard: int, layer: int, *batch: torch.Tensor) -> torch.Tensor:
+        return shards[shard].compute(ExpertBatch(layer, *batch, segments=()))
+
+    device, limits = torch.device("cpu"), config.attention
+    shape = model.num_hidden_layers, limits.num_blocks, limits.block_size, model.latent_dim
+    decoder = Decoder(model, weights, LocalDispatcher(spec, compute))
+    return Engine(Scheduler(limits), Runner(decoder, LatentCache(*shape, torch.float32, device), device))
+
+
+def run(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy continuations of all prompts at once."""
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+    assert not engine.admit([Sequence(str(i), prompt, params) for i, prompt in enumerate(prompts)])
+    found: list[list[int]] = [[] for _ in prompts]
+    while (plan := engine.plan()).num_tokens:
+        for output in engine.step(plan):
+            assert output.token is not None, output.error
+            found[int(output.request_id)].append(output.token)
+    return found
 
 
 @pytest.mark.timeout(300)

@@ -4,7 +4,8 @@ The group is built beside torch's process-wide default group, so that two worker
 """
 
 import socket
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,8 @@ from moonshard.transport.all_to_all.bell import Bell
 from moonshard.transport.all_to_all.presence import Presence, absent
 
 _RING_TIMEOUT = timedelta(seconds=5)
+_PROBES = 3
+_PROBE_PAUSE_S = 0.1
 
 
 class Group:
@@ -35,6 +38,7 @@ class Group:
         self.process_group: ProcessGroup | None = process_group
         self.rank = process_group.rank()
         self.world_size = process_group.size()
+        self.names = [f"rank {rank}" for rank in range(self.world_size)]
         self.device = device
         self.timeout_s = timeout_s
         self._bell = Bell(store, ringer)
@@ -82,8 +86,11 @@ class Group:
 
     def who_is_gone(self) -> str:
         """For the reader of an error: the ranks whose process has ended or left."""
-        others = [rank for rank in absent(self._addresses) if rank != self.rank]
-        return f"rank {', '.join(map(str, others))} is gone" if others else "the connection to another rank broke"
+        for _ in range(_PROBES):
+            if others := [self.names[rank] for rank in absent(self._addresses) if rank != self.rank]:
+                return f"{', '.join(others)} gone"
+            time.sleep(_PROBE_PAUSE_S)  # a dying process closes its sockets one after the other
+        return "the connection to another rank broke"
 
     def close(self) -> None:
         """Leave the group. Never waits for the others, dead or alive."""
@@ -110,7 +117,7 @@ class translated:  # noqa: N801  reads as a phrase: `with translated(group, "agr
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, RuntimeError):
             return
-        where = f"{self._what}, rank {self._group.rank} of {self._group.world_size}"
+        where = f"{self._what}, {self._group.names[self._group.rank]}"
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
             raise TransportTimeout(f"{where}: no answer within {self._group.timeout_s:g} s") from error
         raise PeerLost(f"{where}: {self._group.who_is_gone()}: {_first_line(error)}") from error
@@ -132,7 +139,12 @@ def join_group(address: str, rank: int, world_size: int, device: torch.device | 
         ringer.set_timeout(_RING_TIMEOUT)
         own_host = _own_host(host)
         group = _make_process_group(PrefixStore("group/", store), own_host, rank, world_size, device, timeout)
-        return Group(group, store, ringer, Presence(own_host), device, timeout_s)
+        with ExitStack() as undo:
+            presence = Presence(own_host)
+            undo.callback(presence.close)
+            joined = Group(group, store, ringer, presence, device, timeout_s)
+            undo.pop_all()
+        return joined
     except RuntimeError as error:
         problem = f"rank {rank} of {world_size} cannot join the group at {address}: {_first_line(error)}"
         timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()

@@ -37,6 +37,8 @@ class Lockstep:
         self._unchecked: list[tuple[str, Header, Tensor]] = []
         try:
             self._check_world()
+            shards = [f"shard {shard}" for shard in range(spec.num_shards)]
+            group.names = shards + [f"attention worker {source}" for source in range(self.num_sources)]
             self._compare_specs()
         except BaseException:
             group.close()

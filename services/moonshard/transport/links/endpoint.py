@@ -33,6 +33,7 @@ class _Link:
         self.stream = stream
         self.source = -1
         self.num_waiting = 0
+        self.watched = select.POLLIN
         self.opened_at = time.monotonic()
 
     @property
@@ -132,7 +133,9 @@ class LinkEndpoint:
     def _watch(self, link: _Link) -> None:
         """A source with unsent replies or many waiting messages is not read: every queue has a limit."""
         wanted = select.POLLOUT if link.stream.unsent else select.POLLIN if link.num_waiting < _WAITING_MAX else 0
-        self._poll.modify(link.stream, wanted)
+        if wanted != link.watched:
+            link.watched = wanted
+            self._poll.modify(link.stream, wanted)
 
     def _accept(self, link: _Link, message: Message) -> None:
         if link.source < 0:
