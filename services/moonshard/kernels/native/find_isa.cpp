@@ -8,7 +8,9 @@ namespace moonshard {
 extern const Isa isa_portable;
 
 #if defined(__x86_64__)
-extern const Isa isa_avx512, isa_avx512_vnni, isa_avx_vnni, isa_avx2;
+// Weak: an older compiler leaves out what it does not know.
+extern const Isa isa_avx512 __attribute__((weak)), isa_avx512_vnni __attribute__((weak));
+extern const Isa isa_avx_vnni __attribute__((weak)), isa_avx2 __attribute__((weak));
 
 namespace {
 
@@ -51,7 +53,8 @@ const Isa* find_isa(const char* name) {
         {&isa_portable, true},
     };
     for (const Candidate& candidate : candidates) {
-        if (candidate.runs && (name == nullptr || strcmp(name, candidate.isa->name) == 0)) return candidate.isa;
+        if (candidate.isa == nullptr || !candidate.runs) continue;
+        if (name == nullptr || strcmp(name, candidate.isa->name) == 0) return candidate.isa;
     }
     return nullptr;
 }

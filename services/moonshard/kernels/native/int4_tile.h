@@ -5,7 +5,6 @@
 
 namespace {
 
-constexpr int kFewRows = 4;  // 2 sums a row, 16 unpacked weights and temporaries fit 32 registers
 constexpr int kPrefetchSteps = 6;
 
 template <class T>
@@ -60,7 +59,7 @@ inline void add_row(const Unpacked& panel, const uint8_t* step, int rows, int ro
     }
 }
 
-// Up to kFewRows rows: the sums stay in registers, memory is the limit.
+// Up to four rows: the sums stay in registers, memory is the limit.
 template <int Rows>
 inline void int8_few(const uint8_t* panel, const uint8_t* tile, int64_t groups, float* out) {
     Lanes::Float sums[Rows][2];

@@ -11,8 +11,8 @@ struct Lanes {
     struct Bytes { __m256i a, b; };
     struct Pairs { __m256i a, b; };
 
-    static constexpr int kLinearRows = 2;
-    static constexpr int kLinearColumns = 2;
+    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
+    static constexpr int kFewRows = 3, kManyRows = 3, kManyColumns = 2;
 
     static __m256i half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 

@@ -11,8 +11,8 @@ struct Lanes {
     using Bytes = __m512i;  // 64 x uint8: four consecutive inputs for each of 16 outputs
     using Pairs = __m512i;  // 32 x bfloat16
 
-    static constexpr int kLinearRows = 6;  // 6 x 4 sums, four weights, one activation
-    static constexpr int kLinearColumns = 4;
+    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
+    static constexpr int kFewRows = 8, kManyRows = 6, kManyColumns = 4;
 
     static Int zero_int() { return _mm512_setzero_si512(); }
     static Float zero() { return _mm512_setzero_ps(); }

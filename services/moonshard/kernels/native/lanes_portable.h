@@ -11,8 +11,8 @@ struct Lanes {
     struct Bytes { uint8_t v[4 * kCount]; };
     struct Pairs { uint16_t v[2 * kCount]; };
 
-    static constexpr int kLinearRows = 2;
-    static constexpr int kLinearColumns = 2;
+    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
+    static constexpr int kFewRows = 2, kManyRows = 2, kManyColumns = 2;
 
     template <class T, class F>
     static T each(F value) {

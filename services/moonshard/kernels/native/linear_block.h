@@ -10,9 +10,11 @@ namespace {
 
 using moonshard::LinearBlock;
 
-constexpr int64_t kChunk = 1024;       // inputs for which a tile of x stays in the first-level cache
-constexpr int64_t kBlockRows = 48;     // rows whose sums may be parked
-constexpr int64_t kBlockColumns = 32;  // columns of one call
+constexpr int64_t kChunk = 1024;         // inputs for which a tile of x stays in the first-level cache
+constexpr int64_t kCacheBytes = 40960;  // of the first-level cache, for a tile of x
+constexpr int64_t kBlockRows = 48;       // rows whose sums may be parked
+constexpr int64_t kBlockColumns = 32;    // columns of one call
+constexpr int64_t kAhead = 2048;         // elements to prefetch ahead in a row of w
 
 struct Bf16Rows {
     using X = uint16_t;
@@ -88,8 +90,10 @@ inline void run_linear_tile(const Operands<Kind>& at, int64_t begin, int64_t end
     }
 }
 
-template <class Kind, int Columns, int Rows = Lanes::kLinearRows>
-inline void run_linear_rows(const Operands<Kind>& at, int64_t rows, int64_t begin, int64_t end, int64_t ahead, float* lanes) {
+// The tile instance for `rows`, counting down from `Rows`.
+template <class Kind, int Columns, int Rows>
+inline void run_linear_rows(const Operands<Kind>& at, int64_t rows, int64_t begin, int64_t end, int64_t ahead,
+                            float* lanes) {
     if constexpr (Rows > 1) {
         if (rows < Rows) return run_linear_rows<Kind, Columns, Rows - 1>(at, rows, begin, end, ahead, lanes);
     }
@@ -111,35 +115,58 @@ inline void put_sum(const LinearBlock& b, int64_t m, int64_t n, const float* lan
     }
 }
 
-// `rows` <= kBlockRows from row m0 on, `Columns` columns from n on.
-template <class Kind, int Columns>
-inline void run_columns(const LinearBlock& b, int64_t m0, int64_t rows, int64_t n, int64_t begin, int64_t end,
-                        float* lanes) {
-    for (int64_t m = 0; m < rows; m += Lanes::kLinearRows) {
-        const int64_t count = rows - m < Lanes::kLinearRows ? rows - m : Lanes::kLinearRows;
-        const Operands<Kind> at{static_cast<const typename Kind::X*>(b.x) + (m0 + m) * b.x_stride,
+// One pass over a block: up to kBlockRows rows from row m0 on, inputs begin..end.
+struct Pass {
+    int64_t m0, rows, begin, end;
+    bool whole;  // all inputs at once: w is read as one stream
+};
+
+// `Columns` columns from n on, in tiles of at most `Rows` rows.
+template <class Kind, int Rows, int Columns>
+inline void run_columns(const LinearBlock& b, const Pass& pass, int64_t n, float* lanes) {
+    for (int64_t m = 0; m < pass.rows; m += Rows) {
+        const int64_t count = pass.rows - m < Rows ? pass.rows - m : Rows;
+        const Operands<Kind> at{static_cast<const typename Kind::X*>(b.x) + (pass.m0 + m) * b.x_stride,
                                 b.w + n * b.w_stride, b.x_stride, b.w_stride};
         float* own = lanes + (n * kBlockRows + m * Columns) * 16;
-        run_linear_rows<Kind, Columns>(at, count, begin, end, m0 + m == 0 ? Columns * b.w_stride : 0, own);
-        if (end < b.inputs) continue;
-        for (int64_t i = 0; i < count * Columns; i++) put_sum(b, m0 + m + i / Columns, n + i % Columns, own + i * 16);
+        const int64_t ahead = pass.m0 + m > 0 ? 0 : pass.whole ? kAhead : Columns * b.w_stride;
+        run_linear_rows<Kind, Columns, Rows>(at, count, pass.begin, pass.end, ahead, own);
+        if (pass.end < b.inputs) continue;
+        for (int64_t i = 0; i < count * Columns; i++) {
+            put_sum(b, pass.m0 + m + i / Columns, n + i % Columns, own + i * 16);
+        }
     }
+}
+
+template <class Kind, int Rows, int Columns>
+inline void run_pass(const LinearBlock& b, const Pass& pass, float* lanes) {
+    int64_t n = 0;
+    for (; n + Columns <= b.columns; n += Columns) run_columns<Kind, Rows, Columns>(b, pass, n, lanes);
+    for (; n < b.columns; n++) run_columns<Kind, Rows, 1>(b, pass, n, lanes);
+}
+
+// The shape of a tile follows from what limits it: memory (few columns, so few streams) or arithmetic.
+template <class Kind>
+inline void run_shape(const LinearBlock& b, const Pass& pass, float* lanes) {
+    if (pass.rows == 1) return run_pass<Kind, 1, 1>(b, pass, lanes);
+    if (pass.rows <= Lanes::kFewRows) return run_pass<Kind, Lanes::kFewRows, 2>(b, pass, lanes);
+    run_pass<Kind, Lanes::kManyRows, Lanes::kManyColumns>(b, pass, lanes);
 }
 
 template <class Kind>
 inline void run_block(const LinearBlock& b) {
     alignas(64) float lanes[kBlockRows * kBlockColumns * 16];
-    constexpr int64_t kColumns = Lanes::kLinearColumns;
     for (int64_t m0 = 0; m0 < b.rows; m0 += kBlockRows) {
         const int64_t rows = b.rows - m0 < kBlockRows ? b.rows - m0 : kBlockRows;
-        // One tile of rows streams whole rows of w; more than one meets them chunk by chunk.
-        const int64_t chunk = rows > Lanes::kLinearRows || b.inputs == 0 ? kChunk : b.inputs;
-        for (int64_t begin = 0; begin == 0 || begin < b.inputs; begin += chunk) {
+        const int64_t x_bytes = rows * b.inputs * static_cast<int64_t>(sizeof(typename Kind::X));
+        const bool whole = rows == 1 || x_bytes <= kCacheBytes;
+        const int64_t chunk = whole ? b.inputs : kChunk;
+        int64_t begin = 0;
+        do {
             const int64_t end = begin + chunk < b.inputs ? begin + chunk : b.inputs;
-            int64_t n = 0;
-            for (; n + kColumns <= b.columns; n += kColumns) run_columns<Kind, kColumns>(b, m0, rows, n, begin, end, lanes);
-            for (; n < b.columns; n++) run_columns<Kind, 1>(b, m0, rows, n, begin, end, lanes);
-        }
+            run_shape<Kind>(b, {m0, rows, begin, end, whole}, lanes);
+            begin = end;
+        } while (begin < b.inputs);
     }
 }
 
