@@ -42,7 +42,7 @@ class Int4Experts:
 
     def load(self, pool: Pool, expert: int, name: str, packed: torch.Tensor, scale: torch.Tensor) -> None:
         """Repack one published matrix, `name` "gate", "up" or "down": `packed` int32 [out, in / 8] (lowest nibble
-        first, stored as q + 8), `scale` bfloat16 [out, in / 32]; both contiguous. `expert` is the logical id. ValueError.
+        first, stored as q + 8), `scale` bfloat16 [out, in / 32]; both contiguous. `expert` logical. ValueError.
         """
         local = expert - self.first_expert
         if not 0 <= local < self.num_experts:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.unit.kernels.kernel_samples import ISAS, Experts, make_experts, pool_or_skip
 
 from moonshard.kernels import Pool, Precision, available
+from tests.unit.kernels.kernel_samples import ISAS, Experts, make_experts, pool_or_skip
 
 FIRST, COUNT, WIDTH, HIDDEN, SLOTS = 3, 5, 96, 160, 4
 Rounding = Callable[[torch.Tensor], torch.Tensor]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.unit.kernels.kernel_samples import ISAS, pool_or_skip
 
 from moonshard.kernels import Pool, linear
+from tests.unit.kernels.kernel_samples import ISAS, pool_or_skip
 
 SHAPES = [(1, 1, 1), (3, 5, 31), (7, 33, 32), (8, 64, 100), (9, 70, 1025), (50, 39, 2100), (97, 3, 64)]
 FLOATS = [torch.float32, torch.bfloat16]

@@ -35,7 +35,9 @@ struct Lanes {
     static Float zero() { return broadcast(0.0f); }
     static Int broadcast(int32_t x) { return each<Int>([&](int) { return x; }); }
     static Float broadcast(float x) { return each<Float>([&](int) { return x; }); }
-    static Int add(const Int& x, const Int& y) { return each<Int>([&](int i) { return x.v[i] + y.v[i]; }); }
+    static Int add(const Int& x, const Int& y) {  // wraps, as vectors do
+        return each<Int>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(x.v[i]) + y.v[i]); });
+    }
     static Float mul(const Float& x, const Float& y) { return each<Float>([&](int i) { return x.v[i] * y.v[i]; }); }
     // A true fused multiply-add even where it is a library call: every path gives the same bits.
     static Float fma(const Float& x, const Float& y, const Float& z) {
