@@ -1,0 +1,31 @@
+"""Native CPU kernels: INT4 experts and BF16 linear layers, at the speed of memory for few rows and of VNNI for many.
+
+Plain C++ behind ctypes: tensors go in as pointers and sizes, nothing links against torch or Python. The best of AVX-512
+(VNNI, BF16), AVX2 (with or without VNNI) and portable C++ is chosen at run time, and all of them give the same bits.
+A row's result depends on nothing but the row: not on its neighbours, the number of rows, threads, or instruction set.
+
+    pool = Pool(num_threads=2)
+    experts = Int4Experts(first_expert=0, num_experts=48, width=7168, hidden=2048)
+    experts.load(pool, expert=0, name="gate", packed=..., scale=...)
+    y_RD = experts.forward(pool, x_RD, topk_ids_RK, topk_weights_RK)
+    y_MN = linear(pool, x_MK, weight_NK)
+
+Activations, where weights are exact (their published INT4 or BF16 values):
+
+| path                  | activations                                     | relative error of a layer, normal values |
+| --------------------- | ----------------------------------------------- | ---------------------------------------- |
+| experts, "int8"       | INT8 and an FP32 scale for each 32 inputs       | about 1e-2 (as llama.cpp's Q8_0)         |
+| experts, "exact"      | FP32                                            | about 3e-7                               |
+| linear, BF16 x        | BF16, products summed in FP32                   | about 1e-7 against exact BF16 products   |
+| linear, FP32 x        | FP32                                            | about 2e-7                               |
+
+It does not know: checkpoints, models, transports. Without the library (no compiler at install) `available()` is False
+and the callers keep torch's operators.
+"""
+
+from moonshard.kernels.experts import Int4Experts, Precision
+from moonshard.kernels.library import available
+from moonshard.kernels.linear import linear
+from moonshard.kernels.pool import Pool
+
+__all__ = ["Int4Experts", "Pool", "Precision", "available", "linear"]

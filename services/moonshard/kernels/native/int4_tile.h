@@ -1,0 +1,144 @@
+// Rows of activations against one panel of INT4 weights. One sum for each output and row, over groups in ascending
+// order, whatever the number of rows: the bits of a row do not depend on its neighbours.
+#pragma once
+#include "layout.h"
+
+namespace {
+
+constexpr int kPrefetchSteps = 6;
+
+template <class T>
+inline T read(const uint8_t* p) {
+    T value;
+    __builtin_memcpy(&value, p, sizeof value);
+    return value;
+}
+
+// The panel's step a few ahead; panels follow each other in memory, so the next panel's head comes with it.
+inline void prefetch_step(const uint8_t* step) {
+    for (int line = 0; line < 9; line++) __builtin_prefetch(step + kPrefetchSteps * moonshard::kStepBytes + line * 64);
+}
+
+// One step of a panel, nibbles spread to bytes: word w of the group is at 2w (even inputs) and 2w + 1 (odd inputs).
+struct Unpacked {
+    Lanes::Bytes weight[2][8];
+    Lanes::Float scale[2];
+};
+
+inline Lanes::Float load_scale(const uint8_t* step, int half) {
+    const uint8_t* scales = step + moonshard::kScaleOffset + half * moonshard::kHalfScaleBytes;
+    return Lanes::load_bf16(reinterpret_cast<const uint16_t*>(scales));
+}
+
+inline Unpacked unpack(const uint8_t* step) {
+    Unpacked out;
+    for (int half = 0; half < 2; half++) {
+        for (int w = 0; w < 4; w++) {
+            const Lanes::Bytes packed = Lanes::load_words(step + half * moonshard::kHalfBytes + 64 * w);
+            out.weight[half][2 * w] = Lanes::low_nibbles(packed);
+            out.weight[half][2 * w + 1] = Lanes::high_nibbles(packed);
+        }
+        out.scale[half] = load_scale(step, half);
+    }
+    return out;
+}
+
+// sums += (scale of weights * scale of activations) * (dot - 8 * sum of activations), one row and group, 32 outputs.
+inline void add_row(const Unpacked& panel, const uint8_t* step, int rows, int row, Lanes::Float (&sums)[2]) {
+    const Lanes::Int offset = Lanes::broadcast(read<int32_t>(step + rows * 36 + row * 4));
+    Lanes::Int dots[2] = {offset, offset};
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const Lanes::Int four = Lanes::broadcast(read<int32_t>(step + row * 32 + 4 * i));
+        dots[0] = Lanes::dot4(dots[0], panel.weight[0][i], four);
+        dots[1] = Lanes::dot4(dots[1], panel.weight[1][i], four);
+    }
+    const Lanes::Float scale = Lanes::broadcast(read<float>(step + rows * 32 + row * 4));
+    for (int half = 0; half < 2; half++) {
+        sums[half] = Lanes::fma(Lanes::to_float(dots[half]), Lanes::mul(panel.scale[half], scale), sums[half]);
+    }
+}
+
+// Up to four rows: the sums stay in registers, memory is the limit.
+template <int Rows>
+inline void int8_few(const uint8_t* panel, const uint8_t* tile, int64_t groups, float* out) {
+    Lanes::Float sums[Rows][2];
+    for (auto& row : sums) row[0] = row[1] = Lanes::zero();
+    for (int64_t g = 0; g < groups; g++) {
+        const uint8_t* step = panel + g * moonshard::kStepBytes;
+        prefetch_step(step);
+        const Unpacked unpacked = unpack(step);
+#pragma GCC unroll 4
+        for (int row = 0; row < Rows; row++) add_row(unpacked, tile + g * Rows * 40, Rows, row, sums[row]);
+    }
+    for (int row = 0; row < Rows; row++) {
+        Lanes::store(out + row * 32, sums[row][0]);
+        Lanes::store(out + row * 32 + 16, sums[row][1]);
+    }
+}
+
+// Any number of rows: the unpacked weights stay in registers and every row's sums come by from the cache.
+inline void int8_many(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
+    for (int i = 0; i < rows * 32; i += 16) Lanes::store(out + i, Lanes::zero());
+    for (int64_t g = 0; g < groups; g++) {
+        const uint8_t* step = panel + g * moonshard::kStepBytes;
+        prefetch_step(step);
+        const Unpacked unpacked = unpack(step);
+        for (int row = 0; row < rows; row++) {
+            float* own = out + row * 32;
+            Lanes::Float sums[2] = {Lanes::load(own), Lanes::load(own + 16)};
+            add_row(unpacked, tile + g * rows * 40, rows, row, sums);
+            Lanes::store(own, sums[0]);
+            Lanes::store(own + 16, sums[1]);
+        }
+    }
+}
+
+// sums += scale * (FP32 dot of a group's whole-number weights with FP32 activations), `Rows` rows from `first` on of a
+// tile of `rows`, 16 outputs.
+template <int Rows>
+inline void exact_half(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, int first, int half,
+                       float* out) {
+    Lanes::Float sums[Rows];
+    for (auto& sum : sums) sum = Lanes::zero();
+    for (int64_t g = 0; g < groups; g++) {
+        const uint8_t* step = panel + g * moonshard::kStepBytes;
+        const uint8_t* x = tile + (g * rows + first) * 128;
+        Lanes::Float dots[Rows];
+        for (auto& dot : dots) dot = Lanes::zero();
+        for (int w = 0; w < 4; w++) {
+            const Lanes::Bytes packed = Lanes::load_words(step + half * moonshard::kHalfBytes + 64 * w);
+            for (int i = 0; i < 8; i++) {
+                const Lanes::Float weight = Lanes::nibble(packed, i);
+                for (int row = 0; row < Rows; row++) {
+                    const Lanes::Float one = Lanes::broadcast(read<float>(x + row * 128 + (8 * w + i) * 4));
+                    dots[row] = Lanes::fma(weight, one, dots[row]);
+                }
+            }
+        }
+        for (int row = 0; row < Rows; row++) sums[row] = Lanes::fma(load_scale(step, half), dots[row], sums[row]);
+    }
+    for (int row = 0; row < Rows; row++) Lanes::store(out + (first + row) * 32 + half * 16, sums[row]);
+}
+
+inline void exact_tile(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
+    for (int half = 0; half < 2; half++) {
+        int row = 0;
+        for (; row + 4 <= rows; row += 4) exact_half<4>(panel, tile, groups, rows, row, half, out);
+        for (; row < rows; row++) exact_half<1>(panel, tile, groups, rows, row, half, out);
+    }
+}
+
+inline void panel_tile(moonshard::Precision precision, const uint8_t* panel, const uint8_t* tile, int64_t groups,
+                       int rows, float* out) {
+    if (precision == moonshard::kExact) return exact_tile(panel, tile, groups, rows, out);
+    switch (rows) {
+        case 1: return int8_few<1>(panel, tile, groups, out);
+        case 2: return int8_few<2>(panel, tile, groups, out);
+        case 3: return int8_few<3>(panel, tile, groups, out);
+        case 4: return int8_few<4>(panel, tile, groups, out);
+        default: return int8_many(panel, tile, groups, rows, out);
+    }
+}
+
+}  // namespace

@@ -1,0 +1,42 @@
+// What one instruction set offers: the innermost loops, as a table of functions chosen once at run time.
+#pragma once
+#include <stdint.h>
+
+#include "layout.h"
+
+namespace moonshard {
+
+// One block of a linear layer: y[m, n] = sum over k of x[m, k] * w[n, k]. Strides count elements.
+struct LinearBlock {
+    const void* x;
+    int64_t x_stride;
+    const uint16_t* w;
+    int64_t w_stride;
+    void* y;
+    int64_t y_stride;
+    int64_t rows, columns, inputs;
+    Type x_type, y_type;
+};
+
+struct Isa {
+    const char* name;
+
+    // `groups` groups of a row into row `row` of a tile of `rows` rows.
+    void (*put_row)(Precision, const void* x, Type, int64_t groups, uint8_t* tile, int rows, int row);
+    // out[rows, 32] = tile . panel; rows >= 1.
+    void (*panel_tile)(Precision, const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out);
+    // gate = silu(gate) * up
+    void (*silu_mul)(float* gate, const float* up, int64_t count);
+    // y += weight * x
+    void (*add_scaled)(float* y, const float* x, float weight, int64_t count);
+    void (*linear)(const LinearBlock&);
+
+    uint64_t (*read_all)(const uint8_t* data, int64_t bytes);  // the memory limit: reads, does nothing
+    float (*int8_peak)(int64_t repeats);                        // 24 * 64 multiply-adds for each repeat
+    float (*bf16_peak)(int64_t repeats);                        // 24 * 32 multiply-adds for each repeat
+};
+
+// Best one this processor can run, or the named one; null when it cannot run that.
+const Isa* find_isa(const char* name);
+
+}  // namespace moonshard

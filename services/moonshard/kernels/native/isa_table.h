@@ -1,0 +1,17 @@
+// Everything that is compiled once for each instruction set. The file that includes this has included its lanes;
+// all of it has internal linkage, so that no linker can hand one set's code to a processor that lacks it.
+#pragma once
+#include "activations.h"
+#include "int4_tile.h"
+#include "isa.h"
+#include "limits.h"
+#include "linear_block.h"
+
+namespace {
+
+constexpr moonshard::Isa make_isa(const char* name) {
+    return {name,      put_row, panel_tile, silu_mul,
+            add_scaled, linear,          read_all, int8_peak,  bf16_peak};
+}
+
+}  // namespace

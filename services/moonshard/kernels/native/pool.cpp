@@ -1,0 +1,75 @@
+#include "pool.h"
+
+namespace moonshard {
+
+namespace {
+constexpr int64_t kAlignment = 64;
+// Below this, waking a thread costs more than it brings.
+constexpr int64_t kBytesToShare = 256 * 1024;
+}  // namespace
+
+Pool::Pool(int32_t num_threads, const Isa& isa_) : isa(isa_) {
+    for (int32_t i = 1; i < num_threads; i++) workers_.emplace_back([this] { work(); });
+}
+
+Pool::~Pool() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        closing_ = true;
+    }
+    opened_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+}
+
+uint8_t* Pool::scratch(int64_t bytes) {
+    if (static_cast<int64_t>(scratch_.size()) < bytes + kAlignment) {
+        scratch_.clear();
+        scratch_.shrink_to_fit();
+        scratch_.resize(static_cast<size_t>(bytes + kAlignment));
+    }
+    const auto address = reinterpret_cast<uintptr_t>(scratch_.data());
+    return scratch_.data() + (kAlignment - address % kAlignment) % kAlignment;
+}
+
+void Pool::take_items(Call call, const void* task, int64_t items) {
+    for (int64_t item = next_.fetch_add(1); item < items; item = next_.fetch_add(1)) call(task, item);
+}
+
+// A worker that wakes too late finds the job closed and is not waited for: an oversubscribed core delays nobody.
+void Pool::run_items(int64_t items, int64_t bytes, Call call, const void* task) {
+    if (workers_.empty() || items < 2 || bytes < kBytesToShare) {
+        for (int64_t item = 0; item < items; item++) call(task, item);
+        return;
+    }
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        call_ = call, task_ = task, items_ = items;
+        next_.store(0);
+        job_++;
+    }
+    opened_.notify_all();
+    take_items(call, task, items);
+    std::unique_lock<std::mutex> lock(mutex_);
+    call_ = nullptr;
+    left_.wait(lock, [this] { return inside_ == 0; });
+}
+
+void Pool::work() {
+    uint64_t done = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (true) {
+        opened_.wait(lock, [&] { return closing_ || (call_ != nullptr && job_ != done); });
+        if (closing_) return;
+        done = job_;
+        const Call call = call_;
+        const void* task = task_;
+        const int64_t items = items_;
+        inside_++;
+        lock.unlock();
+        take_items(call, task, items);
+        lock.lock();
+        if (--inside_ == 0) left_.notify_one();
+    }
+}
+
+}  // namespace moonshard

@@ -1,0 +1,145 @@
+"""Time the CPU kernels beside the machine's own limits, measured in the same run.
+
+    python tests/benchmarks/bench_kernels.py [--threads 1 2] [--seconds 0.3] [--json FILE] [--torch]
+
+Experts of K2.5's size (7168 x 2048), BF16 matrices of its attention, shared expert and head. Weights come from a ring
+far larger than any cache, so that each call reads memory; the share of the limit counts weights only.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from moonshard.kernels import Int4Experts, Pool, available, linear
+from moonshard.kernels.limits import dot_peak, read_bandwidth
+
+WIDTH, HIDDEN, RING = 7168, 2048, 24
+EXPERT_ROWS = (1, 2, 4, 8, 16, 32, 128)
+LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 128, 512)
+LINEAR_SHAPES = {"o_proj": (7168, 8192), "q_b_proj": (12288, 1536), "shared gate": (2048, 7168), "S 1024": (1024, 1024)}
+RING_BYTES = 1 << 30
+
+
+def median_s(run: Callable[[], object], budget_s: float) -> float:
+    """Median over as many calls as fit `budget_s`, at least five."""
+    run()
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < budget_s:
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def make_experts(pool: Pool) -> Int4Experts:
+    """RING experts of one random matrix each; the values do not matter to the clock."""
+    stack = Int4Experts(0, RING, WIDTH, HIDDEN)
+    for name, (outputs, inputs) in {"gate": (HIDDEN, WIDTH), "up": (HIDDEN, WIDTH), "down": (WIDTH, HIDDEN)}.items():
+        packed = torch.randint(-(2**31), 2**31, (outputs, inputs // 8), dtype=torch.int32)
+        scale = torch.full((outputs, inputs // 32), 0.01, dtype=torch.bfloat16)
+        for expert in range(RING):
+            stack.load(pool, expert, name, packed, scale)
+    return stack
+
+
+def figures(seconds: float, num_bytes: int, operations: int, limits: dict[str, float], peak: str) -> dict[str, float]:
+    return {
+        "us": round(seconds * 1e6, 1),
+        "GB/s": round(num_bytes / seconds / 1e9, 1),
+        "memory %": round(100 * num_bytes / seconds / limits["read"], 1),
+        "GFLOP/s": round(operations / seconds / 1e9),
+        "peak %": round(100 * operations / seconds / limits[peak], 1),
+    }
+
+
+def bench_experts(
+    pool: Pool, stack: Int4Experts, limits: dict[str, float], budget_s: float
+) -> Iterator[dict[str, object]]:
+    """One call works on every expert of the ring with `rows` rows each; figures are per expert."""
+    for rows in EXPERT_ROWS:
+        used = RING if rows <= 8 else 6
+        x = torch.randn(rows, WIDTH)
+        ids = torch.arange(used).repeat(rows, 1)
+        weights = torch.full((rows, used), 0.1)
+        seconds = median_s(lambda: stack.forward(pool, x, ids, weights), budget_s) / used  # noqa: B023
+        size = stack.resident_bytes // RING
+        found = figures(seconds, size, 6 * WIDTH * HIDDEN * rows, limits, "int8")
+        yield {"kernel": "int4 expert", "threads": pool.num_threads, "rows": rows, **found}
+
+
+def bench_linear(
+    name: str,
+    run: Callable[[torch.Tensor, torch.Tensor], object],
+    threads: int,
+    limits: dict[str, float],
+    budget_s: float,
+) -> Iterator[dict[str, object]]:
+    """BF16 activations over a ring of matrices for each shape."""
+    for shape, (columns, inputs) in LINEAR_SHAPES.items():
+        size = 2 * columns * inputs
+        ring = torch.full((RING_BYTES // size, columns, inputs), 0.5, dtype=torch.bfloat16)
+        for rows in LINEAR_ROWS:
+            x = torch.randn(rows, inputs).bfloat16()
+            following = itertools.cycle(ring)
+            several = max(1, min(len(ring), int(2e7 / size)))
+
+            def calls(
+                x: torch.Tensor = x, following: Iterator[torch.Tensor] = following, several: int = several
+            ) -> None:
+                for _ in range(several):
+                    run(x, next(following))
+
+            seconds = median_s(calls, budget_s) / several
+            found = figures(seconds, size, 2 * columns * inputs * rows, limits, "bf16")
+            yield {"kernel": f"{name} {shape}", "threads": threads, "rows": rows, **found}
+
+
+def measure_limits(pool: Pool) -> dict[str, float]:
+    """Bytes and operations per second."""
+    return {"read": read_bandwidth(pool), "int8": dot_peak(pool, "int8"), "bf16": dot_peak(pool, "bf16")}
+
+
+def bench(threads: int, budget_s: float, with_torch: bool) -> Iterator[dict[str, object]]:
+    with Pool(threads) as pool:
+        limits = measure_limits(pool)
+        rounded = {name: round(value / 1e9, 1) for name, value in limits.items()}
+        yield {"kernel": "limits (1e9/s)", "isa": pool.isa, "threads": threads, **rounded}
+        yield from bench_experts(pool, make_experts(pool), limits, budget_s)
+        yield from bench_linear("bf16", lambda x, w: linear(pool, x, w), threads, limits, budget_s)
+        if with_torch:
+            torch.set_num_threads(threads)
+            yield from bench_linear("torch", torch.nn.functional.linear, threads, limits, budget_s)
+        limits = measure_limits(pool)  # again: a neighbour's load shows as a difference
+        rounded = {name: round(value / 1e9, 1) for name, value in limits.items()}
+        yield {"kernel": "limits, after", "isa": pool.isa, "threads": threads, **rounded}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each figure")
+    parser.add_argument("--torch", action="store_true", help="torch's BF16 linear beside ours")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not available():
+        sys.exit("the native kernels are not built: run python -m moonshard.kernels")
+    torch.set_num_threads(1)
+    rows = []
+    for threads in options.threads:
+        for row in bench(threads, options.seconds, options.torch):
+            rows.append(row)
+            sys.stdout.write("  ".join(f"{key} {value}" for key, value in row.items()) + "\n")
+            sys.stdout.flush()
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
