@@ -9,6 +9,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+# Relative to the root, as hatchling wants artifacts.
 KERNELS = "services/moonshard/kernels"
 
 
