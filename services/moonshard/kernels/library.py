@@ -27,22 +27,14 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             *(c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int64, c_void_p, c_int64, c_int32),
         ],
     ),
-    # pool, x, x_type, x_stride, w, w_stride, y, y_type, y_stride, rows, columns, inputs
-    "ms_linear": (
+    # pool, weights, stride, panels, outputs, inputs
+    "ms_pack": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64]),
+    # pool, panels, count, outputs, inputs, x, x_type, x_stride, x_next, y, y_type, y_stride, y_next, rows
+    "ms_multiply": (
         c_int32,
         [
-            c_void_p,
-            c_void_p,
-            c_int32,
-            c_int64,
-            c_void_p,
-            c_int64,
-            c_void_p,
-            c_int32,
-            c_int64,
-            c_int64,
-            c_int64,
-            c_int64,
+            *(c_void_p, c_void_p, c_int64, c_int64, c_int64),
+            *(c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_int64, c_int64, c_int64),
         ],
     ),
     "ms_advise_huge": (None, [c_void_p, c_int64]),
@@ -52,6 +44,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 
 # As in native/layout.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
+FLOATS = (torch.float32, torch.bfloat16)
 
 
 def open_library(path: Path) -> ctypes.CDLL:
