@@ -37,6 +37,23 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             *(c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_int64, c_int64, c_int64),
         ],
     ),
+    "ms_struct_sizes": (None, [c_void_p]),
+    # pool, layer, cache, step, x, h, products, ids, weights
+    "ms_attention_block": (
+        c_int32,
+        [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p],
+    ),
+    # pool, cache, step, q, heads, scale
+    "ms_attend": (c_int32, [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_float]),
+    # pool, gate, x, rows, ids, weights
+    "ms_route": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
+    # pool, gate_up, down, h, rows, x
+    "ms_swiglu": (c_int32, [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p]),
+    # pool, norm, eps, matrix, x, rows, products, y
+    "ms_norm_multiply": (
+        c_int32,
+        [c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_int64, c_int32, c_void_p],
+    ),
     "ms_advise_huge": (None, [c_void_p, c_int64]),
     "ms_read_all": (c_uint64, [c_void_p, c_void_p, c_int64]),
     "ms_peak": (c_float, [c_void_p, c_int32, c_int64, c_int64]),

@@ -4,6 +4,7 @@ import torch
 
 from moonshard.kernels.library import FLOATS, TYPES, check, native, row_stride
 from moonshard.kernels.pool import Pool
+from moonshard.kernels.structs import Matrices
 
 _PANEL = 32  # outputs; native/layout.h
 _STEP_BYTES = 128  # of a panel for each two inputs
@@ -22,6 +23,8 @@ class Bf16Linear:
         self._matrix_bytes = -(-outputs // _PANEL) * self._panel_bytes
         self._panels = torch.zeros(num * self._matrix_bytes, dtype=torch.uint8)
         native().ms_advise_huge(self._panels.data_ptr(), self.resident_bytes)
+        # For the fused calls; valid as long as this object.
+        self.native = Matrices(self._panels.data_ptr(), num, outputs, inputs)
 
     @classmethod
     def pack(cls, pool: Pool, weight_NK: torch.Tensor) -> "Bf16Linear":

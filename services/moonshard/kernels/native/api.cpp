@@ -2,28 +2,12 @@
 // Returns 0, or -1 when memory ran out.
 #include <sys/mman.h>
 
-#include <new>
-
 #include "experts.h"
+#include "guarded.h"
 #include "matrix.h"
 #include "repack.h"
 
 using namespace moonshard;
-
-namespace {
-
-template <class Body>
-int32_t guarded(Pool* pool, const Body& body) {
-    try {
-        std::lock_guard<std::mutex> lock(pool->calls);
-        body();
-        return 0;
-    } catch (const std::bad_alloc&) {
-        return -1;
-    }
-}
-
-}  // namespace
 
 extern "C" {
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "key_block.h"
 #include "layout.h"
 
 namespace moonshard {
@@ -24,6 +25,16 @@ struct Isa {
     void (*bf16_tile)(const uint8_t* panel, const uint8_t* tile, Type, int64_t inputs, int rows, float* out);
     // y = x, rounded to nearest even
     void (*put_result)(const float* x, Type, int64_t count, void* y);
+
+    // Adds a block of keys to what a row's heads have summed; ascending blocks, first peak -inf, total and o zero.
+    void (*attend)(const KeyBlock&, const HeadRows&);
+    // y = x / sqrt(mean(x^2) + eps) * weight; y may be x
+    void (*rms_norm)(const float* x, const float* weight, float eps, int64_t count, float* y);
+    // Pairs (2i, 2i + 1) times the complex numbers (cos, sin) at the same places; y may not be x.
+    void (*rotate)(const float* x, const float* rotation, int64_t count, float* y);
+    void (*sigmoid)(float* x, int64_t count);
+    // y = factor * x
+    void (*scale)(const float* x, float factor, int64_t count, float* y);
 
     uint64_t (*read_all)(const uint8_t* data, int64_t bytes);  // the memory limit: reads, does nothing
     float (*int8_peak)(int64_t repeats);                        // 24 * 64 multiply-adds for each repeat
