@@ -40,7 +40,14 @@ def up(
     max_seqs: Annotated[int | None, typer.Option("--max-seqs", help="sequences per attention worker [64]")] = None,
     kv_blocks: Annotated[int | None, typer.Option("--kv-blocks", help="KV blocks per attention worker [4096]")] = None,
     prefill_chunk: Annotated[int | None, typer.Option("--prefill-chunk", help="prompt tokens per step [256]")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="threads per worker [cores / workers]")] = None,
+    kernels: Annotated[str | None, typer.Option("--kernels", help="auto, native or torch [auto]")] = None,
+    expert_activations: Annotated[
+        str | None, typer.Option("--expert-activations", help="auto, float32 or int8, on native kernels [auto]")
+    ] = None,
+    attention_threads: Annotated[
+        int | None, typer.Option("--attention-threads", help="per attention worker [cores / workers]")
+    ] = None,
+    expert_threads: Annotated[int | None, typer.Option("--expert-threads", help="per shard [cores / shards]")] = None,
     latent_norm_eps: Annotated[
         float | None, typer.Option("--latent-norm-eps", help="eps of MLA's latent norms [the checkpoint's]")
     ] = None,
@@ -62,10 +69,16 @@ def up(
         "transport": transport,
         "dtype": dtype,
         "latent_norm_eps": latent_norm_eps,
-        "threads_per_worker": threads,
         "model_name": name,
         "router": {"port": port},
-        "attention": {"max_num_seqs": max_seqs, "num_blocks": kv_blocks, "prefill_chunk": prefill_chunk},
+        "kernels": kernels,
+        "attention": {
+            "max_num_seqs": max_seqs,
+            "num_blocks": kv_blocks,
+            "prefill_chunk": prefill_chunk,
+            "num_threads": attention_threads,
+        },
+        "experts": {"num_threads": expert_threads, "activations": expert_activations},
         "metrics": {"base_port": metrics_port},
     }
     if checkpoint is None and config_file is None:
