@@ -82,8 +82,8 @@ def up(
         "metrics": {"base_port": metrics_port},
     }
     if checkpoint is None and config_file is None:
-        values["checkpoint"] = _demo(console)
-    _serve(console, plan_cell(values, config_file), log_dir or _log_dir(), prompt, once)
+        values["checkpoint"] = demo_checkpoint(console)
+    _serve(console, plan_cell(values, config_file), log_dir or fresh_log_dir(), prompt, once)
 
 
 def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | None, once: bool) -> None:
@@ -125,14 +125,14 @@ def _watch(cluster: LocalCluster) -> None:
         raise Unavailable(f"{error_of(dead)}\nstopping the cell")
 
 
-def _demo(console: Console) -> Path:
+def demo_checkpoint(console: Console) -> Path:
     """The default demo checkpoint, written on the first use."""
     with Progress(TextColumn("writing the demo checkpoint"), BarColumn(), console=console, transient=True) as bar:
         task = bar.add_task("demo", total=None)
         return ensure_demo(DemoSpec.small(), lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def _log_dir() -> Path:
+def fresh_log_dir() -> Path:
     """A fresh directory for this run's logs; those of the oldest runs are removed."""
     root = cache_dir() / "logs"
     root.mkdir(parents=True, exist_ok=True)
