@@ -8,7 +8,8 @@ A row's result depends on nothing but the row: not on its neighbours, the number
     experts = Int4Experts(first_expert=0, num_experts=48, width=7168, hidden=2048)
     experts.load(pool, expert=0, name="gate", packed=..., scale=...)
     y_RD = experts.forward(pool, x_RD, topk_ids_RK, topk_weights_RK)
-    y_MN = linear(pool, x_MK, weight_NK)
+    matrix = Bf16Linear.pack(pool, weight_NK)
+    y_MN = matrix.forward(pool, x_MK)
 
 Activations, where weights are exact (their published INT4 or BF16 values):
 
@@ -16,8 +17,8 @@ Activations, where weights are exact (their published INT4 or BF16 values):
 | --------------------- | ----------------------------------------------- | ---------------------------------------- |
 | experts, "int8"       | INT8 and an FP32 scale for each 32 inputs       | about 1e-2 (as llama.cpp's Q8_0)         |
 | experts, "exact"      | FP32                                            | about 3e-7                               |
-| linear, BF16 x        | BF16, products summed in FP32                   | about 1e-7 against exact BF16 products   |
-| linear, FP32 x        | FP32                                            | about 2e-7                               |
+| linear, BF16 x        | BF16 as given, exact products, FP32 sums        | TODO                               |
+| linear, FP32 x        | FP32; the same bits where the values are BF16   | TODO                               |
 
 It does not know: checkpoints, models, transports. Without the library (no compiler at install) `available()` is False
 and the callers keep torch's operators.
@@ -25,7 +26,7 @@ and the callers keep torch's operators.
 
 from moonshard.kernels.experts import Int4Experts, Precision
 from moonshard.kernels.library import available
-from moonshard.kernels.linear import linear
+from moonshard.kernels.linear import Bf16Linear
 from moonshard.kernels.pool import Pool
 
-__all__ = ["Int4Experts", "Pool", "Precision", "available", "linear"]
+__all__ = ["Bf16Linear", "Int4Experts", "Pool", "Precision", "available"]

@@ -1,11 +1,19 @@
 // Rows into tiles, and SiLU. Plain scalar loops that the compiler turns into vectors of the instruction set at hand:
 // no step depends on the vector's width, so each gives the same bits everywhere.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 
 #include "layout.h"
 
 namespace {
+
+template <class T>
+inline T read(const uint8_t* p) {
+    T value;
+    __builtin_memcpy(&value, p, sizeof value);
+    return value;
+}
 
 inline uint32_t bits_of(float x) {
     uint32_t bits;
@@ -76,6 +84,38 @@ inline void put_row(moonshard::Precision precision, const void* x, moonshard::Ty
         } else {
             __builtin_memcpy(step + row * sizeof group, group, sizeof group);
         }
+    }
+}
+
+inline uint16_t to_bf16(float x) {
+    const uint32_t bits = bits_of(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
+    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+inline void put_result(const float* x, moonshard::Type type, int64_t count, void* y) {
+    if (type == moonshard::kFloat32) {
+        __builtin_memcpy(y, x, static_cast<size_t>(count) * sizeof(float));
+    } else {
+        for (int64_t i = 0; i < count; i++) static_cast<uint16_t*>(y)[i] = to_bf16(x[i]);
+    }
+}
+
+template <class T>
+inline void put_pairs_of(const T* x, int64_t inputs, uint8_t* tile, int rows, int row) {
+    const int64_t step = 2 * sizeof(T);
+    uint8_t* out = tile + row * step;
+    for (int64_t k = 0; k + 2 <= inputs; k += 2) __builtin_memcpy(out + k / 2 * rows * step, x + k, step);
+    if (inputs % 2 == 0) return;
+    const T last[2] = {x[inputs - 1], 0};
+    __builtin_memcpy(out + inputs / 2 * rows * step, last, step);
+}
+
+inline void put_pairs(const void* x, moonshard::Type type, int64_t inputs, uint8_t* tile, int rows, int row) {
+    if (type == moonshard::kFloat32) {
+        put_pairs_of(static_cast<const float*>(x), inputs, tile, rows, row);
+    } else {
+        put_pairs_of(static_cast<const uint16_t*>(x), inputs, tile, rows, row);
     }
 }
 

@@ -1,18 +1,11 @@
 // Rows of activations against one panel of INT4 weights. One sum for each output and row, over groups in ascending
 // order, whatever the number of rows: the bits of a row do not depend on its neighbours.
 #pragma once
-#include "layout.h"
+#include "activations.h"
 
 namespace {
 
 constexpr int kPrefetchSteps = 6;
-
-template <class T>
-inline T read(const uint8_t* p) {
-    T value;
-    __builtin_memcpy(&value, p, sizeof value);
-    return value;
-}
 
 // The panel's step a few ahead; panels follow each other in memory, so the next panel's head comes with it.
 inline void prefetch_step(const uint8_t* step) {

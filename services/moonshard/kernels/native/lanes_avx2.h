@@ -11,8 +11,7 @@ struct Lanes {
     struct Bytes { __m256i a, b; };
     struct Pairs { __m256i a, b; };
 
-    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
-    static constexpr int kFewRows = 3, kManyRows = 3, kManyColumns = 2;
+    static constexpr int kPairRows = 4;  // 2 sums a row in a tile of pairs
 
     static __m256i half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
@@ -74,6 +73,9 @@ struct Lanes {
         return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
     }
     static __m256 even(__m256i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
+    static Pairs broadcast_pair(int32_t pair) { return {_mm256_set1_epi32(pair), _mm256_set1_epi32(pair)}; }
+    static Float odd(Pairs x) { return {odd(x.a), odd(x.b)}; }
+    static Float even(Pairs x) { return {even(x.a), even(x.b)}; }
     static __m256 dot2(__m256 acc, __m256i x, __m256i y) {
         return _mm256_fmadd_ps(even(x), even(y), _mm256_fmadd_ps(odd(x), odd(y), acc));
     }

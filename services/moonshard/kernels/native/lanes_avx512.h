@@ -11,8 +11,7 @@ struct Lanes {
     using Bytes = __m512i;  // 64 x uint8: four consecutive inputs for each of 16 outputs
     using Pairs = __m512i;  // 32 x bfloat16
 
-    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
-    static constexpr int kFewRows = 8, kManyRows = 6, kManyColumns = 4;
+    static constexpr int kPairRows = 12;  // 2 sums a row in a tile of pairs
 
     static Int zero_int() { return _mm512_setzero_si512(); }
     static Float zero() { return _mm512_setzero_ps(); }
@@ -52,14 +51,18 @@ struct Lanes {
 
     static Pairs load_pairs(const uint16_t* p) { return _mm512_loadu_si512(p); }
 
+    static Pairs broadcast_pair(int32_t pair) { return _mm512_set1_epi32(pair); }
+    static Float odd(Pairs a) {
+        return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
+    }
+    static Float even(Pairs a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+
     // acc + the products of 16 pairs, odd elements first, each a fused multiply-add.
     static Float dot2(Float acc, Pairs a, Pairs b) {
 #ifdef __AVX512BF16__
         return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
 #else
-        const __m512i high = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000));
-        acc = fma(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), acc);
-        return fma(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), acc);
+        return fma(even(a), even(b), fma(odd(a), odd(b), acc));
 #endif
     }
 };

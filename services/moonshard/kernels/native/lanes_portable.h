@@ -11,8 +11,7 @@ struct Lanes {
     struct Bytes { uint8_t v[4 * kCount]; };
     struct Pairs { uint16_t v[2 * kCount]; };
 
-    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
-    static constexpr int kFewRows = 2, kManyRows = 2, kManyColumns = 2;
+    static constexpr int kPairRows = 2;  // 2 sums a row in a tile of pairs
 
     template <class T, class F>
     static T each(F value) {
@@ -79,11 +78,14 @@ struct Lanes {
 
     static Float load_bf16(const uint16_t* p) { return each<Float>([&](int i) { return widen(p[i]); }); }
     static Pairs load_pairs(const uint16_t* p) { return copy<Pairs>(p); }
+    static Pairs broadcast_pair(int32_t pair) {
+        const Int all = broadcast(pair);
+        return copy<Pairs>(&all);
+    }
+    static Float odd(const Pairs& x) { return each<Float>([&](int i) { return widen(x.v[2 * i + 1]); }); }
+    static Float even(const Pairs& x) { return each<Float>([&](int i) { return widen(x.v[2 * i]); }); }
     static Float dot2(const Float& acc, const Pairs& x, const Pairs& y) {
-        return each<Float>([&](int i) {
-            const float odd = __builtin_fmaf(widen(x.v[2 * i + 1]), widen(y.v[2 * i + 1]), acc.v[i]);
-            return __builtin_fmaf(widen(x.v[2 * i]), widen(y.v[2 * i]), odd);
-        });
+        return fma(even(x), even(y), fma(odd(x), odd(y), acc));
     }
 };
 

@@ -10,6 +10,8 @@
 //     INT8   rows x 32 int8 (each eight as 0 2 4 6 1 3 5 7: the order of nibbles), rows floats (scale),
 //            rows int32 (-8 * sum: what the offset of the unsigned nibbles adds, taken back)
 //     FP32   rows x 32 float
+// Panel of BF16 weights: 32 outputs by all inputs, one 128-byte step for each two inputs: the pair of each output.
+// Tile of pairs: one step for each two inputs: the pair of each row (odd inputs: the last pair ends with zero).
 #pragma once
 #include <stdint.h>
 
@@ -21,7 +23,9 @@ constexpr int64_t kHalfBytes = 256;
 constexpr int64_t kScaleOffset = 2 * kHalfBytes;
 constexpr int64_t kHalfScaleBytes = 32;
 constexpr int64_t kStepBytes = 576;
+constexpr int64_t kPairStepBytes = 128;
 constexpr int32_t kTileRowsMax = 16;  // of a tile of activations
+constexpr int64_t kPairTileRows = 12;  // of a tile of pairs
 
 enum Type : int32_t { kFloat32 = 0, kBfloat16 = 1 };
 enum Precision : int32_t { kInt8 = 0, kExact = 1 };
