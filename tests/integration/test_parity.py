@@ -128,6 +128,13 @@ def test_two_attention_workers_both_work(tiny_checkpoint: Path, tmp_path: Path, 
     assert len(steps) == 2
 
 
+def test_without_native_kernels(
+    tiny_checkpoint: Path, tmp_path: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    with running_cell(tiny_checkpoint, tmp_path, kernels="torch") as (_, client):
+        assert crowd(client, prompts) == expected
+
+
 @pytest.mark.parametrize("chunk", [1, 16])
 def test_any_prefill_chunk(
     chunk: int, tiny_checkpoint: Path, tmp_path: Path, prompts: list[list[int]], expected: list[list[int]]

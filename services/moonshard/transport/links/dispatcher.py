@@ -4,6 +4,7 @@ Shapes: T rows of a step, R rows that go to one shard, D hidden size, K experts 
 """
 
 import math
+import os
 import select
 import threading
 import time
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moonshard.errors import PeerLost, ProtocolMismatch, TransportError, TransportTimeout
+from moonshard.kernels.links import NOT_TAKEN, LinkRecord, State, Status, native_links
 from moonshard.transport import wire
 from moonshard.transport.contract import TransportStats, WireSpec, sum_in_shard_order
 from moonshard.transport.links import address, handshake
+from moonshard.transport.links.courier import Courier
 from moonshard.transport.links.routing import ShardRows, split_by_shard
+from moonshard.transport.links.stats import LinkStats
 from moonshard.transport.links.stream import Message, Stream
 from moonshard.transport.wire import Kind
 
@@ -34,7 +38,7 @@ class LinkHandle:
     x_TD: Tensor
     topk_ids_TK: Tensor
     topk_weights_TK: Tensor
-    routes: dict[int, ShardRows]
+    routes: dict[int, ShardRows] = field(default_factory=dict)
     headers: dict[int, bytes] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
     abandoned: bool = False
@@ -79,7 +83,8 @@ class LinkDispatcher:
         assert len(addresses) == spec.num_shards, f"{len(addresses)} addresses for {spec.num_shards} shards"
         self.spec = spec
         self.source = source
-        self.stats = TransportStats.for_peers(spec.num_shards)
+        self._records: list[LinkRecord] = []
+        self.stats: TransportStats = LinkStats(self._records)
         self._timeout_s = timeout_s
         self._step = -1
         self._woken = threading.Event()
@@ -87,8 +92,13 @@ class LinkDispatcher:
         self._links: list[_Link] = []
         self._by_fd: dict[int, _Link] = {}
         self._wait_started: float | None = None
+        self._courier: Courier | None = None
+        self._carried: LinkHandle | None = None
+        self._calm = True
         try:
             self._connect(addresses)
+            if library := native_links():
+                self._courier = Courier(library, spec, source, [link.stream for link in self._links])
         except BaseException:
             self.close()
             raise
@@ -97,33 +107,27 @@ class LinkDispatcher:
         self._step += 1
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> LinkHandle:
-        # CUDA rows take the copies below (`.cpu()`); this has never run on a CUDA device.
-        ids_TK = topk_ids_TK.to("cpu", torch.int32).contiguous().numpy()
-        weights_TK = topk_weights_TK.detach().to("cpu", torch.float32).contiguous().numpy()
-        rows_TB = wire.rows_to_bytes(x_TD.to("cpu", self.spec.row_dtype).contiguous())
-        routes = {route.shard: route for route in split_by_shard(ids_TK, self.spec)}
-        handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK, routes)
-        for shard in routes:
-            self._send_rows(self._links[shard], handle, rows_TB, weights_TK)
-        self._send_the_rest(handle)
+        handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK)
+        if not (self._courier and self._is_calm() and self._carry(self._courier, handle)):
+            self._take_over()
+            self._calm = False
+            self._dispatch(handle)
         self.stats.num_dispatches += 1
-        self.stats.num_rows += len(ids_TK)
+        self.stats.num_rows += x_TD.shape[0]
         return handle
 
     def combine(self, handle: LinkHandle) -> Tensor:
-        self._wait_started = time.monotonic()
-        deadline = self._wait_started + self._timeout_s
-        try:
-            while missing := handle.missing:
-                self._raise_lost(handle, missing)
-                if not self._pump(deadline):
-                    raise TransportTimeout(f"{_where(handle, missing)}: no reply within {self._timeout_s:g} s")
-        except TransportError:
-            handle.abandoned = True
-            raise
-        finally:
-            self._wait_started = None
-        return self._sum(handle)
+        started = time.monotonic()
+        if self._courier and handle is self._carried:
+            y_TD = torch.empty(handle.x_TD.shape[0], self.spec.hidden_size)
+            status = self._courier.combine(y_TD, self._timeout_s)
+            while status == Status.INTERRUPTED:
+                status = self._courier.combine(y_TD, started + self._timeout_s - time.monotonic())
+            if status == Status.DONE:
+                self._carried = None
+                return y_TD if handle.x_TD.is_cpu else y_TD.to(handle.x_TD.device)
+        self._take_over()
+        return self._combine(handle, started)
 
     def idle(self, timeout_s: float) -> None:
         self._woken.wait(timeout_s)
@@ -137,6 +141,76 @@ class LinkDispatcher:
             link.stream.close()
         self._woken.set()
 
+    def _is_calm(self) -> bool:
+        """Whether nothing is on its way and no link is lost: the native calls' case."""
+        if not self._calm:
+            self._calm = not any(
+                link.error or link.pending or link.stream.unsent or link.stream.record.filled for link in self._links
+            )
+        return self._calm and self._carried is None
+
+    def _carry(self, courier: Courier, handle: LinkHandle) -> bool:
+        """Dispatch natively. False when nothing was sent."""
+        rows = (handle.x_TD, handle.topk_ids_TK, handle.topk_weights_TK)
+        status = courier.dispatch(handle.step, handle.layer, rows, self._timeout_s)
+        if status == Status.REFUSED:
+            return False
+        self._carried = handle
+        if status != Status.DONE:
+            self._take_over()
+        return True
+
+    def _take_over(self) -> None:
+        """Go on in Python with the handle that the native calls have on its way, whatever became of it."""
+        handle, self._carried = self._carried, None
+        if handle is None:
+            return
+        self._calm = False
+        handle.routes = self._route(handle)
+        for shard in handle.routes:
+            link = self._links[shard]
+            record = link.stream.record
+            link.expect_reply(handle)
+            broken, cut, record.error, record.num_unsent = record.error, record.num_unsent, 0, 0
+            record.state = State.QUIET
+            if broken == NOT_TAKEN:
+                where = _where(handle, [shard])
+                self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._timeout_s:g} s"))
+            elif broken:
+                self._lose(link, PeerLost(f"the link broke while sending: {os.strerror(broken)}"))
+            else:
+                self._serve(link, 0)
+                if cut and not link.error:
+                    self._lose(link, PeerLost("the other side closed the link"))
+
+    def _route(self, handle: LinkHandle) -> dict[int, ShardRows]:
+        # CUDA rows take the copies here and below (`.cpu()`); this has never run on a CUDA device.
+        ids_TK = handle.topk_ids_TK.to("cpu", torch.int32).contiguous().numpy()
+        return {route.shard: route for route in split_by_shard(ids_TK, self.spec)}
+
+    def _dispatch(self, handle: LinkHandle) -> None:
+        handle.routes = self._route(handle)
+        weights_TK = handle.topk_weights_TK.detach().to("cpu", torch.float32).contiguous().numpy()
+        rows_TB = wire.rows_to_bytes(handle.x_TD.to("cpu", self.spec.row_dtype).contiguous())
+        for shard in handle.routes:
+            self._send_rows(self._links[shard], handle, rows_TB, weights_TK)
+        self._send_the_rest(handle)
+
+    def _combine(self, handle: LinkHandle, started: float) -> Tensor:
+        self._wait_started = started
+        deadline = started + self._timeout_s
+        try:
+            while missing := handle.missing:
+                self._raise_lost(handle, missing)
+                if not self._pump(deadline):
+                    raise TransportTimeout(f"{_where(handle, missing)}: no reply within {self._timeout_s:g} s")
+        except TransportError:
+            handle.abandoned = True
+            raise
+        finally:
+            self._wait_started = None
+        return self._sum(handle)
+
     def _connect(self, addresses: Sequence[str]) -> None:
         deadline = time.monotonic() + self._timeout_s
         for shard, target in enumerate(addresses):
@@ -145,6 +219,7 @@ class LinkDispatcher:
             except PeerLost as error:
                 raise PeerLost(f"shard {shard}: {error}") from error
             self._links.append(link)
+            self._records.append(link.stream.record)
             self._by_fd[link.stream.fileno()] = link
             self._poll.register(link.stream, select.POLLIN)
             link.stream.send(*handshake.hello(self.spec, self.source, shard))
@@ -179,7 +254,7 @@ class LinkDispatcher:
         except PeerLost as error:
             self._lose(link, error)
             return
-        self.stats.sent_bytes[link.shard] += wire.HEADER_BYTES + wire.dispatch_bytes(self.spec, len(ids_RK))
+        link.stream.record.sent_bytes += wire.HEADER_BYTES + wire.dispatch_bytes(self.spec, len(ids_RK))
 
     def _make_header(self, handle: LinkHandle, num_rows: int) -> bytes:
         """Shards that get equally many rows get the same header."""
@@ -209,9 +284,9 @@ class LinkDispatcher:
 
     def _serve(self, link: _Link, event: int) -> None:
         try:
-            if event & ~select.POLLOUT:
-                for message in link.stream.receive():
-                    self._accept(link, message)
+            messages = link.stream.receive() if event & ~select.POLLOUT else link.stream.messages()
+            for message in messages:
+                self._accept(link, message)
             if event & select.POLLOUT:
                 link.stream.flush()
                 if not link.stream.unsent:
@@ -222,7 +297,7 @@ class LinkDispatcher:
     def _accept(self, link: _Link, message: Message) -> None:
         header, payload = message
         if not link.max_rows:
-            link.max_rows = handshake.read_answer(message)
+            link.max_rows = link.stream.record.max_rows = handshake.read_answer(message)
             link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.reply_bytes(self.spec, link.max_rows))
             return
         if header.kind is Kind.ERROR:
@@ -236,9 +311,9 @@ class LinkDispatcher:
         expected = wire.reply_header(self.spec, link.shard, handle.step, handle.layer, num_rows)
         wire.check_header("reply", expected, header)
         handle.sums[link.shard] = wire.bytes_to_rows(payload, self.spec, num_rows)
-        self.stats.received_bytes[link.shard] += wire.HEADER_BYTES + header.payload_bytes
+        link.stream.record.received_bytes += wire.HEADER_BYTES + header.payload_bytes
         if self._wait_started is not None and not handle.abandoned:
-            self.stats.wait_s[link.shard] += time.monotonic() - self._wait_started
+            link.stream.record.waited_ns += int((time.monotonic() - self._wait_started) * 1e9)
 
     def _lose(self, link: _Link, error: TransportError) -> None:
         """Close one link; whoever waits for it learns from `combine`, in the shard's last words if there are any."""

@@ -4,7 +4,6 @@ Shapes: R rows of a batch, D hidden size, K experts per token.
 """
 
 import logging
-import math
 import select
 import time
 from collections import deque
@@ -18,6 +17,10 @@ from moonshard.transport import wire
 from moonshard.transport.contract import ExpertBatch, Segment, TransportStats, WireSpec
 from moonshard.transport.links import handshake
 from moonshard.transport.links.address import Listener
+from moonshard.transport.links.poller import MESSAGE, make_poller
+from moonshard.transport.links.replies import make_replies
+from moonshard.transport.links.shape import Shape
+from moonshard.transport.links.slab import Slab, SlabPool
 from moonshard.transport.links.stream import Message, Stream
 from moonshard.transport.wire import Kind
 
@@ -33,7 +36,6 @@ class _Link:
         self.stream = stream
         self.source = -1
         self.num_waiting = 0
-        self.watched = select.POLLIN
         self.opened_at = time.monotonic()
 
     @property
@@ -48,6 +50,7 @@ class _Waiting:
     ids_RK: Tensor
     weights_RK: Tensor
     x_RD: Tensor
+    slab: Slab | None = None  # to use again once answered
 
 
 class LinkEndpoint:
@@ -66,10 +69,13 @@ class LinkEndpoint:
         self._layers = frozenset(spec.moe_layers)
         self._links: dict[int, _Link] = {}
         self._waiting: deque[_Waiting] = deque()
+        self._slabs = SlabPool()
         self._listener = Listener(address)
         self.address = self._listener.address
-        self._poll = select.poll()
-        self._poll.register(self._listener.socket, select.POLLIN)
+        shape = Shape(spec, shard, max_rows)
+        self._poller = make_poller(self._listener.socket, shape)
+        self._replies = make_replies(shape, spec, shard)
+        self._strangers: set[_Link] = set()
 
     def receive(self, timeout_s: float) -> ExpertBatch | None:
         started = time.monotonic()
@@ -84,10 +90,11 @@ class LinkEndpoint:
 
     def reply(self, batch: ExpertBatch, y_RD: Tensor) -> None:
         assert y_RD.shape == batch.x_RD.shape, f"{tuple(y_RD.shape)} sums for {tuple(batch.x_RD.shape)} rows"
-        # CUDA sums take the copy below; this has never run on a CUDA device.
-        rows_RB = wire.rows_to_bytes(y_RD.to("cpu", self.spec.row_dtype).contiguous())
+        alone = len(batch.segments) == 1
         for segment, waiting in zip(batch.segments, batch.ticket, strict=True):
-            self._reply(waiting.link, waiting.header, rows_RB[segment.start : segment.stop])
+            self._reply(waiting.link, waiting.header, y_RD if alone else y_RD[segment.start : segment.stop])
+            if waiting.slab and not waiting.link.stream.unsent:
+                self._slabs.give(waiting.slab)
 
     def close(self) -> None:
         for link in self._links.values():
@@ -98,12 +105,16 @@ class LinkEndpoint:
 
     def _pump(self, timeout_s: float) -> None:
         """Wait for something to happen on any socket and handle all that did."""
-        for fd, event in self._poll.poll(max(0, math.ceil(timeout_s * 1000))):
-            if link := self._links.get(fd):
-                self._serve(link, event)
-            elif fd == self._listener.socket.fileno():
+        for fd, event in self._poller.wait(timeout_s):
+            link = self._links.get(fd)
+            if link is None:
                 self._accept_links()
-        self._drop_silent_strangers()
+            elif event == MESSAGE:
+                self._take_message(link)
+            else:
+                self._serve(link, event)
+        if self._strangers:
+            self._drop_silent_strangers()
 
     def _accept_links(self) -> None:
         while connection := self._listener.accept():
@@ -111,9 +122,10 @@ class LinkEndpoint:
                 _log.warning("refused a connection: %d links are open", len(self._links))
                 connection.close()
                 continue
-            link = _Link(Stream(connection))
+            link = _Link(Stream(connection, self._slabs))
             self._links[link.stream.fileno()] = link
-            self._poll.register(link.stream, select.POLLIN)
+            self._strangers.add(link)
+            self._poller.add(link.stream)
 
     def _serve(self, link: _Link, event: int) -> None:
         try:
@@ -132,10 +144,21 @@ class LinkEndpoint:
 
     def _watch(self, link: _Link) -> None:
         """A source with unsent replies or many waiting messages is not read: every queue has a limit."""
-        wanted = select.POLLOUT if link.stream.unsent else select.POLLIN if link.num_waiting < _WAITING_MAX else 0
-        if wanted != link.watched:
-            link.watched = wanted
-            self._poll.modify(link.stream, wanted)
+        self._poller.watch(link.stream, reads=not link.stream.unsent and link.num_waiting < _WAITING_MAX)
+
+    def _take_message(self, link: _Link) -> None:
+        """A native call has read and checked a DISPATCH."""
+        record, slab = link.stream.record, link.stream.take_slab()
+        header = wire.dispatch_header(self.spec, link.source, record.step, record.layer, record.num_rows)
+        self._append(_Waiting(link, header, *slab.dispatch(self.spec, record.num_rows), slab))
+
+    def _append(self, waiting: _Waiting) -> None:
+        link = waiting.link
+        self._waiting.append(waiting)
+        link.num_waiting += 1
+        self.stats.received_bytes[link.source] += wire.HEADER_BYTES + waiting.header.payload_bytes
+        if link.num_waiting >= _WAITING_MAX:
+            self._watch(link)
 
     def _accept(self, link: _Link, message: Message) -> None:
         if link.source < 0:
@@ -150,9 +173,7 @@ class LinkEndpoint:
             raise ProtocolMismatch(
                 f"dispatch: ids: expected those of {self.spec.experts_of(self.shard)} or -1, got others"
             )
-        self._waiting.append(_Waiting(link, header, ids_RK, weights_RK, x_RD))
-        link.num_waiting += 1
-        self.stats.received_bytes[link.source] += wire.HEADER_BYTES + header.payload_bytes
+        self._append(_Waiting(link, header, ids_RK, weights_RK, x_RD))
 
     def _check(self, link: _Link, header: wire.Header) -> None:
         expected = wire.dispatch_header(self.spec, link.source, header.step, header.layer, header.num_rows)
@@ -166,7 +187,9 @@ class LinkEndpoint:
     def _welcome(self, link: _Link, source: int) -> None:
         for other in [other for other in self._links.values() if other.source == source]:
             self._close_link(other, logging.WARNING, PeerLost("it connected anew"))
-        link.source = source
+        link.source = link.stream.record.source = source
+        link.stream.record.native = 1
+        self._strangers.discard(link)
         link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.dispatch_bytes(self.spec, self._max_rows))
         for totals in (self.stats.sent_bytes, self.stats.received_bytes, self.stats.wait_s):
             totals.extend([0] * (source + 1 - len(totals)))
@@ -184,18 +207,21 @@ class LinkEndpoint:
 
     def _close_link(self, link: _Link, level: int, error: TransportError) -> None:
         _log.log(level, "shard %d closes the link of %s: %s", self.shard, link.name, error)
-        self._poll.unregister(link.stream)
+        self._poller.remove(link.stream)
+        self._strangers.discard(link)
         del self._links[link.stream.fileno()]
         link.stream.close()
         self._waiting = deque(waiting for waiting in self._waiting if waiting.link is not link)
 
     def _drop_silent_strangers(self) -> None:
         limit = time.monotonic() - self._timeout_s
-        for link in [link for link in self._links.values() if link.source < 0 and link.opened_at < limit]:
+        for link in [link for link in self._strangers if link.opened_at < limit]:
             self._turn_away(link, ProtocolMismatch(f"handshake: no HELLO within {self._timeout_s:g} s"))
 
     def _take_layer(self) -> list[_Waiting]:
         """The oldest message and the others of its layer, whole, as long as they fit max_rows."""
+        if len(self._waiting) == 1:
+            return [self._release(self._waiting.popleft())]
         layer, num_rows = self._waiting[0].header.layer, 0
         taken: list[_Waiting] = []
         for waiting in self._waiting:
@@ -206,10 +232,13 @@ class LinkEndpoint:
                 break
             taken.append(waiting)
         self._waiting = deque(waiting for waiting in self._waiting if waiting not in taken)
-        for waiting in taken:
-            waiting.link.num_waiting -= 1
+        return [self._release(waiting) for waiting in taken]
+
+    def _release(self, waiting: _Waiting) -> _Waiting:
+        waiting.link.num_waiting -= 1
+        if waiting.link.num_waiting == _WAITING_MAX - 1:
             self._watch(waiting.link)
-        return taken
+        return waiting
 
     def _merge(self, taken: list[_Waiting]) -> ExpertBatch:
         segments, stop = [], 0
@@ -227,18 +256,18 @@ class LinkEndpoint:
             ticket=taken,
         )
 
-    def _reply(self, link: _Link, asked: wire.Header, rows_RB: wire.Bytes) -> None:
+    def _reply(self, link: _Link, asked: wire.Header, y_RD: Tensor) -> None:
         if link.stream.closed:
             _log.warning("shard %d drops a reply for layer %d: %s is gone", self.shard, asked.layer, link.name)
             return
-        header = wire.reply_header(self.spec, self.shard, asked.step, asked.layer, asked.num_rows)
         try:
-            link.stream.send(wire.pack_header(header), rows_RB)
-            self._watch(link)
+            self._replies.send(link.stream, asked, y_RD)
         except PeerLost as error:
             self._close_link(link, logging.WARNING, error)
             return
-        self.stats.sent_bytes[link.source] += wire.HEADER_BYTES + header.payload_bytes
+        if link.stream.unsent:
+            self._watch(link)
+        self.stats.sent_bytes[link.source] += wire.HEADER_BYTES + wire.reply_bytes(self.spec, asked.num_rows)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

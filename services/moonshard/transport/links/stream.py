@@ -1,4 +1,8 @@
-"""One non-blocking stream socket that carries whole messages both ways. It never waits; its owner polls."""
+"""One non-blocking stream socket that carries whole messages both ways. It never waits; its owner polls.
+
+Its state lies in a record that the native calls share: each side goes on where the other stopped, between messages or
+in the middle of one.
+"""
 
 import socket
 from collections import deque
@@ -9,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moonshard.errors import PeerLost, ProtocolMismatch
+from moonshard.kernels.links import LinkRecord, State
+from moonshard.transport.links.slab import SMALL_BYTES, Slab, SlabPool
 from moonshard.transport.wire import CONTROL_BYTES_MAX, HEADER_BYTES, Bytes, Header, parse_header
 
 Buffer = bytes | memoryview | NDArray[Any]
 """Contiguous memory. NumPy before 2.3 does not tell type checkers that its arrays are buffers, hence the ignores."""
 
-_SMALL_BYTES = 128 * 1024
 _BUFFERS_PER_CALL = 64
 
 
@@ -26,17 +31,19 @@ class Message(NamedTuple):
 
 
 class Stream:
-    """Messages up to _SMALL_BYTES share one buffer and usually take one recv; a longer one gets its own memory."""
+    """Messages up to SMALL_BYTES usually take one recv; a longer one gets its own memory."""
 
-    def __init__(self, connection: socket.socket, payload_bytes_max: int = CONTROL_BYTES_MAX) -> None:
+    def __init__(
+        self, connection: socket.socket, slabs: SlabPool | None = None, payload_bytes_max: int = CONTROL_BYTES_MAX
+    ) -> None:
         connection.setblocking(False)
         self.payload_bytes_max = payload_bytes_max
+        self.record = LinkRecord(fd=connection.fileno(), reads=1)
         self._socket = connection
-        self._small: Bytes = np.empty(_SMALL_BYTES, np.uint8)
-        self._buffer = self._small
-        self._filled = 0
+        self._slabs = slabs or SlabPool()
         self._header: Header | None = None
         self._outbox: deque[memoryview] = deque()
+        self._use(self._slabs.take())
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -57,29 +64,67 @@ class Stream:
             return
         sent = self._sendmsg(buffers)
         if sent < sum(map(_num_bytes, buffers)):
-            self._outbox.extend(_view(buffer) for buffer in buffers)
-            self._drop(sent)
+            self.send_rest(sent, *buffers)
             self.flush()
+
+    def send_rest(self, num_sent: int, *buffers: Buffer) -> None:
+        """`flush` sends these buffers, of which a native call has sent the first bytes."""
+        self._outbox.extend(_view(buffer) for buffer in buffers)
+        self._drop(num_sent)
+        self._publish()
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it. Raises PeerLost."""
-        while self._outbox:
-            sent = self._sendmsg(tuple(self._outbox)[:_BUFFERS_PER_CALL])
-            if not sent:
-                return
+        if self._outbox:
+            self._drop(len(self._outbox[0]) - self.record.num_unsent)
+        while self._outbox and (sent := self._sendmsg(tuple(self._outbox)[:_BUFFERS_PER_CALL])):
             self._drop(sent)
+        self._publish()
 
     def receive(self) -> list[Message]:
         """The messages that one recv completes. Raises PeerLost and ProtocolMismatch."""
-        self._filled += self._recv()
+        self.record.filled += self._recv()
+        return self.messages()
+
+    def messages(self) -> list[Message]:
+        """The messages that have been read whole. Raises ProtocolMismatch."""
         messages = []
         while (message := self._next_message()) is not None:
             messages.append(message)
         return messages
 
+    def reserve(self, num_bytes: int) -> None:
+        """Make room for a message of that size. Between messages only."""
+        assert not self.record.filled, "a message is arriving"
+        if len(self._slab) < num_bytes:
+            self._use(Slab(num_bytes))
+
+    def shrink(self, num_bytes: int) -> None:
+        """Give up memory beyond num_bytes. Between messages only."""
+        if len(self._slab) > num_bytes and not self.record.filled:
+            self._use(self._slabs.take())
+
+    def take_slab(self) -> Slab:
+        """The memory with the message that a native call has read into it."""
+        slab = self._slab
+        self.record.filled, self.record.state = 0, State.QUIET
+        self._header = None
+        self._use(self._slabs.take())
+        return slab
     def close(self) -> None:
         self._socket.close()
         self._outbox.clear()
+        self.record.num_unsent = 0
+
+    def _use(self, slab: Slab) -> None:
+        self._slab = slab
+        self.record.buffer, self.record.capacity = slab.address, len(slab)
+
+    def _publish(self) -> None:
+        """Tell the native calls what to send when there is room."""
+        front = np.frombuffer(self._outbox[0], np.uint8) if self._outbox else None
+        self.record.unsent = None if front is None else front.ctypes.data
+        self.record.num_unsent = 0 if front is None else front.nbytes
 
     def _sendmsg(self, buffers: Sequence[Buffer]) -> int:
         try:
@@ -99,8 +144,11 @@ class Stream:
             self._outbox.popleft()
 
     def _recv(self) -> int:
+        free = self._slab.array[self.record.filled :]
+        if not len(free):
+            return 0
         try:
-            count = self._socket.recv_into(self._buffer[self._filled :])  # type: ignore[arg-type]
+            count = self._socket.recv_into(free)  # type: ignore[arg-type]
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -110,41 +158,41 @@ class Stream:
         return count
 
     def _next_message(self) -> Message | None:
+        filled = self.record.filled
         if self._header is None:
-            if self._filled < HEADER_BYTES:
+            if filled < HEADER_BYTES:
                 return None
             self._header = self._parse()
         size = HEADER_BYTES + self._header.payload_bytes
-        if self._filled >= size:
+        if filled >= size:
             return self._take(self._header, size)
-        if size > len(self._buffer):
-            self._grow(size)
+        if size > len(self._slab):
+            self._move(self._slabs.take(size), 0)
         return None
 
     def _parse(self) -> Header:
-        header = parse_header(self._buffer)
+        header = parse_header(self._slab.array)
         if header.payload_bytes > self.payload_bytes_max:
             raise ProtocolMismatch(
                 f"header: payload_bytes: at most {self.payload_bytes_max} expected, got {header.payload_bytes}"
             )
         return header
 
-    def _grow(self, size: int) -> None:
-        """Give a long message its own memory, exactly as long as itself."""
-        own = np.empty(size, np.uint8)
-        own[: self._filled] = self._buffer[: self._filled]
-        self._buffer = own
+    def _move(self, slab: Slab, start: int) -> None:
+        """Go on in other memory with what was read from `start` on."""
+        rest = self._slab.array[start : self.record.filled]
+        slab.array[: len(rest)] = rest if slab is not self._slab else rest.copy()
+        self.record.filled = len(rest)
+        self._use(slab)
 
     def _take(self, header: Header, size: int) -> Message:
         self._header = None
-        if self._buffer is not self._small:
-            payload, self._buffer, self._filled = self._buffer[HEADER_BYTES:], self._small, 0
-            return Message(header, payload)
-        payload = self._buffer[HEADER_BYTES:size].copy()
-        self._filled -= size
-        if self._filled:
-            self._buffer[: self._filled] = self._buffer[size : size + self._filled].copy()
-        return Message(header, payload)
+        own = size > SMALL_BYTES and self.record.filled == size
+        payload = self._slab.array[HEADER_BYTES:size]
+        message = Message(header, payload if own else payload.copy())
+        outgrown = len(self._slab) > SMALL_BYTES and self.record.filled - size <= SMALL_BYTES
+        self._move(self._slabs.take() if outgrown else self._slab, size)
+        return message
 
 
 def _num_bytes(buffer: Buffer) -> int:

@@ -1,0 +1,126 @@
+#include "link_shard.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace moonshard {
+
+namespace {
+
+bool known_ids(const LinkShape& shape, const uint8_t* payload, int64_t count) {
+    const int64_t first = shape.reply.source * shape.experts_per_shard, stop = first + shape.experts_per_shard;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t id;
+        memcpy(&id, payload + i * 4, 4);
+        if (id != -1 && (id < first || id >= stop)) return false;
+    }
+    return true;
+}
+
+// The header that a sender of these rows would have made, compared whole: every field and the checksum at once.
+bool as_expected(const LinkShape& shape, const Link& link, const LinkHeader& found) {
+    const int64_t r = found.num_rows;
+    if (r < 1 || r > shape.max_rows) return false;
+    const int64_t payload = r * (shape.dispatch.top_k * 8 + shape.row_bytes);
+    const LinkHeader expected =
+        fill(shape.dispatch, static_cast<int32_t>(link.source), found.step, found.layer, r, payload);
+    const int32_t* end = shape.layers + shape.num_layers;
+    return memcmp(&expected, &found, sizeof found) == 0 && std::find(shape.layers, end, found.layer) != end;
+}
+
+void check_message(const LinkShape& shape, Link& link) {
+    if (link.filled < kLinkHeaderBytes) return;
+    LinkHeader header;
+    memcpy(&header, link.buffer, sizeof header);
+    if (!as_expected(shape, link, header)) return trouble(link, POLLIN);
+    const int64_t size = kLinkHeaderBytes + static_cast<int64_t>(header.payload_bytes);
+    // Longer than its buffer, or more than one message: Python's to sort out.
+    if (size > link.capacity || link.filled > size) return trouble(link, POLLIN);
+    if (link.filled < size) return;
+    const int64_t num_ids = static_cast<int64_t>(header.num_rows) * header.top_k;
+    if (!known_ids(shape, link.buffer + kLinkHeaderBytes, num_ids)) return trouble(link, POLLIN);
+    link.step = header.step;
+    link.layer = header.layer;
+    link.num_rows = static_cast<int32_t>(header.num_rows);
+    link.state = kLinkMessage;
+}
+
+void send_unsent(Link& link) {
+    const ssize_t sent = send(link.fd, link.unsent, static_cast<size_t>(link.num_unsent), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent > 0) {
+        link.unsent += sent;
+        link.num_unsent -= sent;
+        if (link.num_unsent > 0) return;
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
+        return;
+    }
+    trouble(link, POLLOUT);  // done with this buffer, or the link is broken: Python's turn
+}
+
+void serve(const LinkShape& shape, Link& link, int revents) {
+    if (!link.native || (revents & ~(POLLIN | POLLOUT))) return trouble(link, revents);
+    if (revents & POLLOUT) send_unsent(link);
+    if (!(revents & POLLIN) || link.state != kLinkQuiet) return;
+    if (link.filled == link.capacity) return trouble(link, POLLIN);
+    if (read_some(link, link.capacity - link.filled)) check_message(shape, link);
+}
+
+// As torch rounds: to nearest, ties to even; a NaN stays one.
+uint16_t to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    const uint16_t rounded = static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+    return (bits & 0x7FFFFFFFu) > 0x7F800000u ? uint16_t{0x7FC0} : rounded;
+}
+
+}  // namespace
+
+int32_t receive(const LinkShape& shape, Link* const* links, int32_t num_links, int32_t listener, int64_t timeout_ns) {
+    const int64_t deadline_ns = now_ns() + timeout_ns;
+    thread_local std::vector<pollfd> polled;
+    for (;;) {
+        polled.clear();
+        for (int32_t i = 0; i < num_links; i++) {
+            const Link& link = *links[i];
+            const int events = (link.reads ? POLLIN : 0) | (link.num_unsent > 0 ? POLLOUT : 0);
+            polled.push_back({link.fd, static_cast<short>(events), 0});
+        }
+        polled.push_back({listener, POLLIN, 0});
+        const int ready = poll(polled.data(), polled.size(), poll_ms(deadline_ns));
+        if (ready <= 0) return 0;
+        int32_t found = polled.back().revents != 0;
+        for (int32_t i = 0; i < num_links; i++) {
+            if (polled[i].revents == 0) continue;
+            serve(shape, *links[i], polled[i].revents);
+            found += links[i]->state != kLinkQuiet;
+        }
+        if (found > 0) return found;
+    }
+}
+
+int64_t reply(const LinkShape& shape, Link& link, uint64_t step, int32_t layer, int64_t num_rows, const void* y,
+              bool convert, uint16_t* scratch) {
+    const int64_t bytes = num_rows * shape.row_bytes;
+    if (convert) {
+        const int64_t count = num_rows * shape.reply.hidden_size;
+        const float* values = static_cast<const float*>(y);
+        for (int64_t i = 0; i < count; i++) scratch[i] = to_bf16(values[i]);
+        y = scratch;
+    }
+    const LinkHeader header = fill(shape.reply, shape.reply.source, step, layer, num_rows, bytes);
+    iovec pieces[2] = {{const_cast<LinkHeader*>(&header), sizeof header},
+                       {const_cast<void*>(y), static_cast<size_t>(bytes)}};
+    msghdr message{};
+    message.msg_iov = pieces;
+    message.msg_iovlen = 2;
+    const ssize_t sent = sendmsg(link.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? 0 : -errno;
+    return sent;
+}
+
+}  // namespace moonshard

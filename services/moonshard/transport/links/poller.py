@@ -1,0 +1,99 @@
+"""Waiting on the shard's side: which links have something to do. With the library, whole messages come from one call."""
+
+import ctypes
+import math
+import select
+import socket
+from typing import Protocol
+
+from moonshard.kernels.links import LinkRecord, LinkShape, State, native_links
+from moonshard.transport.links.stream import Stream
+
+MESSAGE = 1 << 16
+"""An event beside poll's: a whole, checked DISPATCH fills the stream's slab."""
+
+
+class Poller(Protocol):
+    def add(self, stream: Stream) -> None: ...
+
+    def remove(self, stream: Stream) -> None: ...
+
+    def watch(self, stream: Stream, reads: bool) -> None:
+        """Say anew what is wanted of a stream: room for what is unsent, and with `reads` also its messages."""
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        """(descriptor, event) as poll gives them; early when a signal came."""
+
+
+class PythonPoller:
+    """poll, and nothing read."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._watched: dict[int, int] = {}
+
+    def add(self, stream: Stream) -> None:
+        self._poll.register(stream, select.POLLIN)
+        self._watched[stream.fileno()] = select.POLLIN
+
+    def remove(self, stream: Stream) -> None:
+        self._poll.unregister(stream)
+        del self._watched[stream.fileno()]
+
+    def watch(self, stream: Stream, reads: bool) -> None:
+        wanted = (select.POLLOUT if stream.unsent else 0) | (select.POLLIN if reads else 0)
+        if wanted != self._watched[stream.fileno()]:
+            self._watched[stream.fileno()] = wanted
+            self._poll.modify(stream, wanted)
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        return self._poll.poll(max(0, math.ceil(timeout_s * 1000)))
+
+
+class NativePoller:
+    """Reads and checks the rows of welcomed links; strangers and everything unusual come back as poll's events."""
+
+    def __init__(self, library: ctypes.CDLL, listener: socket.socket, shape: LinkShape) -> None:
+        self._receive = library.ms_link_receive
+        self._listener_fd = listener.fileno()
+        self._shape = shape
+        self._shape_at = ctypes.addressof(shape)
+        self._records: list[LinkRecord] = []
+        self._refresh()
+
+    def add(self, stream: Stream) -> None:
+        self._records.append(stream.record)
+        self._refresh()
+
+    def remove(self, stream: Stream) -> None:
+        self._records = [record for record in self._records if record is not stream.record]
+        self._refresh()
+
+    def watch(self, stream: Stream, reads: bool) -> None:
+        stream.record.reads = reads
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        timeout_ns = max(0, int(timeout_s * 1e9))
+        found = self._receive(self._shape_at, self._table_at, len(self._records), self._listener_fd, timeout_ns)
+        if not found:
+            return []
+        events = []
+        for record in self._records:
+            if record.state == State.MESSAGE:
+                events.append((record.fd, MESSAGE))
+            elif record.state == State.TROUBLE:
+                record.state = State.QUIET
+                events.append((record.fd, record.revents))
+        if found > len(events):
+            events.append((self._listener_fd, select.POLLIN))
+        return events
+
+    def _refresh(self) -> None:
+        self._table = (ctypes.c_void_p * max(1, len(self._records)))(*map(ctypes.addressof, self._records))
+        self._table_at = ctypes.addressof(self._table)
+
+
+def make_poller(listener: socket.socket, shape: LinkShape) -> Poller:
+    library = native_links()
+    return NativePoller(library, listener, shape) if library else PythonPoller(listener)
