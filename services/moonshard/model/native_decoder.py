@@ -84,9 +84,7 @@ class NativeDecoder:
 def _layer(config: ModelConfig, pool: Pool, w: LayerWeights, latent_eps: float) -> _Layer:
     attention = AttentionBlock(
         pool,
-        AttentionWeights(
-            w.input_norm, w.q_a_norm, w.kv_a_norm, w.post_attention_norm, w.qkv_a, w.q_b, w.kv_b, w.o
-        ),
+        AttentionWeights(w.input_norm, w.q_a_norm, w.kv_a_norm, w.post_attention_norm, w.qkv_a, w.q_b, w.kv_b, w.o),
         _gate(config, pool, w),
         heads=config.num_attention_heads,
         nope=config.qk_nope_head_dim,
