@@ -1,8 +1,10 @@
-"""Native CPU kernels: INT4 experts and BF16 linear layers, at the speed of memory for few rows and of VNNI for many.
+"""Native CPU kernels: INT4 experts, BF16 linear layers and feed-forward blocks.
 
-Plain C++ behind ctypes: tensors go in as pointers and sizes, nothing links against torch or Python. The best of AVX-512
-(VNNI, BF16), AVX2 (with or without VNNI) and portable C++ is chosen at run time, and all of them give the same bits.
-A row's result depends on nothing but the row: not on its neighbours, the number of rows, threads, or instruction set.
+Memory is the limit for few rows, arithmetic (VNNI, BF16 dot products) for many. Plain C++ behind ctypes: tensors go in as
+pointers and sizes, nothing links against torch or Python. The best of AVX-512 (VNNI, BF16), AVX2 (with or without VNNI)
+and portable C++ is chosen at run time, and all of them give the same bits (subnormal BF16 values apart, which the
+processor's BF16 instructions count as zero). A row's result depends on the row alone: not on its neighbours, nor on the
+number of rows or threads.
 
     pool = Pool(num_threads=2)
     experts = Int4Experts(first_expert=0, num_experts=48, width=7168, hidden=2048)

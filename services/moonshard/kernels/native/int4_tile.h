@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int kPrefetchSteps = 6;
+constexpr int kPrefetchSteps = 16;
 
 // The panel's step a few ahead; panels follow each other in memory, so the next panel's head comes with it.
 inline void prefetch_step(const uint8_t* step) {
