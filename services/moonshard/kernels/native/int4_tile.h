@@ -36,25 +36,38 @@ inline Unpacked unpack(const uint8_t* step) {
     return out;
 }
 
-// sums += (scale of weights * scale of activations) * (dot - 8 * sum of activations), one row and group, 32 outputs.
-inline void add_row(const Unpacked& panel, const uint8_t* step, int rows, int row, Lanes::Float (&sums)[2]) {
-    const Lanes::Int offset = Lanes::broadcast(read<int32_t>(step + rows * 36 + row * 4));
-    Lanes::Int dots[2] = {offset, offset};
+// One plane of a row's activations, of one group: integers, hence exact in any order.
+inline void add_plane(const Unpacked& panel, const uint8_t* plane, Lanes::Int (&dots)[2]) {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
-        const Lanes::Int four = Lanes::broadcast(read<int32_t>(step + row * 32 + 4 * i));
+        const Lanes::Int four = Lanes::broadcast(read<int32_t>(plane + 4 * i));
         dots[0] = Lanes::dot4(dots[0], panel.weight[0][i], four);
         dots[1] = Lanes::dot4(dots[1], panel.weight[1][i], four);
     }
-    const Lanes::Float scale = Lanes::broadcast(read<float>(step + rows * 32 + row * 4));
+}
+
+// sums += (scale of weights * scale of activations) * (dot - 8 * sum of activations), one row and group, 32 outputs.
+// The whole number stays below 2^24 (8 * 32 * 32639): it becomes a float exactly.
+template <int Planes>
+inline void add_row(const Unpacked& panel, const uint8_t* step, int rows, int row, Lanes::Float (&sums)[2]) {
+    const uint8_t* planes = step + row * 32 * Planes;
+    const Lanes::Int offset = Lanes::broadcast(read<int32_t>(step + rows * (32 * Planes + 4) + row * 4));
+    Lanes::Int dots[2] = {offset, offset};
+    if constexpr (Planes == 2) {
+        dots[0] = dots[1] = Lanes::zero_int();
+        add_plane(panel, planes, dots);
+        for (Lanes::Int& dot : dots) dot = Lanes::add(Lanes::times_256(dot), offset);
+    }
+    add_plane(panel, planes + 32 * (Planes - 1), dots);
+    const Lanes::Float scale = Lanes::broadcast(read<float>(step + rows * 32 * Planes + row * 4));
     for (int half = 0; half < 2; half++) {
         sums[half] = Lanes::fma(Lanes::to_float(dots[half]), Lanes::mul(panel.scale[half], scale), sums[half]);
     }
 }
 
 // Up to four rows: the sums stay in registers, memory is the limit.
-template <int Rows>
-inline void int8_few(const uint8_t* panel, const uint8_t* tile, int64_t groups, float* out) {
+template <int Planes, int Rows>
+inline void whole_few(const uint8_t* panel, const uint8_t* tile, int64_t groups, float* out) {
     Lanes::Float sums[Rows][2];
     for (auto& row : sums) row[0] = row[1] = Lanes::zero();
     for (int64_t g = 0; g < groups; g++) {
@@ -62,7 +75,9 @@ inline void int8_few(const uint8_t* panel, const uint8_t* tile, int64_t groups, 
         prefetch_step(step);
         const Unpacked unpacked = unpack(step);
 #pragma GCC unroll 4
-        for (int row = 0; row < Rows; row++) add_row(unpacked, tile + g * Rows * 40, Rows, row, sums[row]);
+        for (int row = 0; row < Rows; row++) {
+            add_row<Planes>(unpacked, tile + g * Rows * (32 * Planes + 8), Rows, row, sums[row]);
+        }
     }
     for (int row = 0; row < Rows; row++) {
         Lanes::store(out + row * 32, sums[row][0]);
@@ -71,7 +86,8 @@ inline void int8_few(const uint8_t* panel, const uint8_t* tile, int64_t groups, 
 }
 
 // Any number of rows: the unpacked weights stay in registers and every row's sums come by from the cache.
-inline void int8_many(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
+template <int Planes>
+inline void whole_many(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
     for (int i = 0; i < rows * 32; i += 16) Lanes::store(out + i, Lanes::zero());
     for (int64_t g = 0; g < groups; g++) {
         const uint8_t* step = panel + g * moonshard::kStepBytes;
@@ -80,7 +96,7 @@ inline void int8_many(const uint8_t* panel, const uint8_t* tile, int64_t groups,
         for (int row = 0; row < rows; row++) {
             float* own = out + row * 32;
             Lanes::Float sums[2] = {Lanes::load(own), Lanes::load(own + 16)};
-            add_row(unpacked, tile + g * rows * 40, rows, row, sums);
+            add_row<Planes>(unpacked, tile + g * rows * (32 * Planes + 8), rows, row, sums);
             Lanes::store(own, sums[0]);
             Lanes::store(own + 16, sums[1]);
         }
@@ -122,15 +138,23 @@ inline void exact_tile(const uint8_t* panel, const uint8_t* tile, int64_t groups
     }
 }
 
+template <int Planes>
+inline void whole_tile(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
+    switch (rows) {
+        case 1: return whole_few<Planes, 1>(panel, tile, groups, out);
+        case 2: return whole_few<Planes, 2>(panel, tile, groups, out);
+        case 3: return whole_few<Planes, 3>(panel, tile, groups, out);
+        case 4: return whole_few<Planes, 4>(panel, tile, groups, out);
+        default: return whole_many<Planes>(panel, tile, groups, rows, out);
+    }
+}
+
 inline void panel_tile(moonshard::Precision precision, const uint8_t* panel, const uint8_t* tile, int64_t groups,
                        int rows, float* out) {
-    if (precision == moonshard::kExact) return exact_tile(panel, tile, groups, rows, out);
-    switch (rows) {
-        case 1: return int8_few<1>(panel, tile, groups, out);
-        case 2: return int8_few<2>(panel, tile, groups, out);
-        case 3: return int8_few<3>(panel, tile, groups, out);
-        case 4: return int8_few<4>(panel, tile, groups, out);
-        default: return int8_many(panel, tile, groups, rows, out);
+    switch (precision) {
+        case moonshard::kInt8: return whole_tile<1>(panel, tile, groups, rows, out);
+        case moonshard::kInt16: return whole_tile<2>(panel, tile, groups, rows, out);
+        case moonshard::kExact: return exact_tile(panel, tile, groups, rows, out);
     }
 }
 

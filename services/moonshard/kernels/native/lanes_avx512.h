@@ -18,6 +18,7 @@ struct Lanes {
     static Int broadcast(int32_t v) { return _mm512_set1_epi32(v); }
     static Float broadcast(float v) { return _mm512_set1_ps(v); }
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+    static Int times_256(Int a) { return _mm512_slli_epi32(a, 8); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
     static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }

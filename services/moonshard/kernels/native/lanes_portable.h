@@ -37,6 +37,7 @@ struct Lanes {
     static Int add(const Int& x, const Int& y) {  // wraps, as vectors do
         return each<Int>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(x.v[i]) + y.v[i]); });
     }
+    static Int times_256(const Int& x) { return each<Int>([&](int i) { return x.v[i] * 256; }); }
     static Float mul(const Float& x, const Float& y) { return each<Float>([&](int i) { return x.v[i] * y.v[i]; }); }
     // A true fused multiply-add even where it is a library call: every path gives the same bits.
     static Float fma(const Float& x, const Float& y, const Float& z) {
