@@ -53,12 +53,12 @@ inline void add_row(const Unpacked& panel, const uint8_t* step, int rows, int ro
     const uint8_t* planes = step + row * 32 * Planes;
     const Lanes::Int offset = Lanes::broadcast(read<int32_t>(step + rows * (32 * Planes + 4) + row * 4));
     Lanes::Int dots[2] = {offset, offset};
-    if constexpr (Planes == 2) {
-        dots[0] = dots[1] = Lanes::zero_int();
-        add_plane(panel, planes, dots);
-        for (Lanes::Int& dot : dots) dot = Lanes::add(Lanes::times_256(dot), offset);
-    }
     add_plane(panel, planes + 32 * (Planes - 1), dots);
+    if constexpr (Planes == 2) {
+        Lanes::Int high[2] = {Lanes::zero_int(), Lanes::zero_int()};  // a chain of its own: half the latency
+        add_plane(panel, planes, high);
+        for (int half = 0; half < 2; half++) dots[half] = Lanes::add(dots[half], Lanes::times_256(high[half]));
+    }
     const Lanes::Float scale = Lanes::broadcast(read<float>(step + rows * 32 * Planes + row * 4));
     for (int half = 0; half < 2; half++) {
         sums[half] = Lanes::fma(Lanes::to_float(dots[half]), Lanes::mul(panel.scale[half], scale), sums[half]);
