@@ -38,12 +38,17 @@ inline Unpacked unpack(const uint8_t* step) {
 
 // One plane of a row's activations, of one group: integers, hence exact in any order.
 inline void add_plane(const Unpacked& panel, const uint8_t* plane, Lanes::Int (&dots)[2]) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        const Lanes::Int four = Lanes::broadcast(read<int32_t>(plane + 4 * i));
-        dots[0] = Lanes::dot4(dots[0], panel.weight[0][i], four);
-        dots[1] = Lanes::dot4(dots[1], panel.weight[1][i], four);
+    Lanes::Int odd[2] = {Lanes::zero_int(), Lanes::zero_int()};  // chains of their own: half the latency
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        const Lanes::Int first = Lanes::broadcast(read<int32_t>(plane + 4 * i));
+        const Lanes::Int second = Lanes::broadcast(read<int32_t>(plane + 4 * i + 4));
+        for (int half = 0; half < 2; half++) {
+            dots[half] = Lanes::dot4(dots[half], panel.weight[half][i], first);
+            odd[half] = Lanes::dot4(odd[half], panel.weight[half][i + 1], second);
+        }
     }
+    for (int half = 0; half < 2; half++) dots[half] = Lanes::add(dots[half], odd[half]);
 }
 
 // sums += (scale of weights * scale of activations) * (dot - 8 * sum of activations), one row and group, 32 outputs.
@@ -55,7 +60,7 @@ inline void add_row(const Unpacked& panel, const uint8_t* step, int rows, int ro
     Lanes::Int dots[2] = {offset, offset};
     add_plane(panel, planes + 32 * (Planes - 1), dots);
     if constexpr (Planes == 2) {
-        Lanes::Int high[2] = {Lanes::zero_int(), Lanes::zero_int()};  // a chain of its own: half the latency
+        Lanes::Int high[2] = {Lanes::zero_int(), Lanes::zero_int()};
         add_plane(panel, planes, high);
         for (int half = 0; half < 2; half++) dots[half] = Lanes::add(dots[half], Lanes::times_256(high[half]));
     }
