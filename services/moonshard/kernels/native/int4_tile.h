@@ -143,14 +143,78 @@ inline void exact_tile(const uint8_t* panel, const uint8_t* tile, int64_t groups
     }
 }
 
+// The same sums for instruction sets with few registers: one half of the panel, `Rows` rows from `first` on, and no more
+// than one word's weights at a time.
+template <int Planes, int Rows>
+inline void whole_narrow(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, int first, int half,
+                         float* out) {
+    Lanes::Float sums[Rows];
+    for (auto& sum : sums) sum = Lanes::zero();
+    for (int64_t g = 0; g < groups; g++) {
+        const uint8_t* step = panel + g * moonshard::kStepBytes;
+        const uint8_t* x = tile + g * rows * (32 * Planes + 8);
+        if (half == 0 && first == 0) prefetch_step(step);
+        Lanes::Int whole[Rows];
+        for (int row = 0; row < Rows; row++) {
+            whole[row] = Lanes::broadcast(read<int32_t>(x + rows * (32 * Planes + 4) + (first + row) * 4));
+        }
+        for (int plane = 0; plane < Planes; plane++) {
+            Lanes::Dots dots[Rows];
+            for (auto& dot : dots) dot = Lanes::no_dots();
+#pragma GCC unroll 4
+            for (int w = 0; w < 4; w++) {
+                const Lanes::Bytes packed = Lanes::load_words(step + half * moonshard::kHalfBytes + 64 * w);
+                const Lanes::Bytes even = Lanes::low_nibbles(packed), odd = Lanes::high_nibbles(packed);
+#pragma GCC unroll 4
+                for (int row = 0; row < Rows; row++) {
+                    const uint8_t* eight = x + ((first + row) * Planes + plane) * 32 + 8 * w;
+                    dots[row] = Lanes::add_dots(dots[row], even, Lanes::broadcast(read<int32_t>(eight)));
+                    dots[row] = Lanes::add_dots(dots[row], odd, Lanes::broadcast(read<int32_t>(eight + 4)));
+                }
+            }
+            for (int row = 0; row < Rows; row++) {
+                const Lanes::Int part = Lanes::total(dots[row]);
+                whole[row] = Lanes::add(whole[row], plane + 1 < Planes ? Lanes::times_256(part) : part);
+            }
+        }
+        const Lanes::Float scale = load_scale(step, half);
+        for (int row = 0; row < Rows; row++) {
+            const Lanes::Float scale_x = Lanes::broadcast(read<float>(x + rows * 32 * Planes + (first + row) * 4));
+            sums[row] = Lanes::fma(Lanes::to_float(whole[row]), Lanes::mul(scale, scale_x), sums[row]);
+        }
+    }
+    for (int row = 0; row < Rows; row++) Lanes::store(out + (first + row) * 32 + half * 16, sums[row]);
+}
+
 template <int Planes>
-inline void whole_tile(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
+inline void narrow_tile(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
+    for (int half = 0; half < 2; half++) {
+        int row = 0;
+        for (; row + 4 <= rows; row += 4) whole_narrow<Planes, 4>(panel, tile, groups, rows, row, half, out);
+        for (; row + 2 <= rows; row += 2) whole_narrow<Planes, 2>(panel, tile, groups, rows, row, half, out);
+        for (; row < rows; row++) whole_narrow<Planes, 1>(panel, tile, groups, rows, row, half, out);
+    }
+}
+
+template <int Planes>
+inline void wide_tile(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
     switch (rows) {
         case 1: return whole_few<Planes, 1>(panel, tile, groups, out);
         case 2: return whole_few<Planes, 2>(panel, tile, groups, out);
         case 3: return whole_few<Planes, 3>(panel, tile, groups, out);
         case 4: return whole_few<Planes, 4>(panel, tile, groups, out);
         default: return whole_many<Planes>(panel, tile, groups, rows, out);
+    }
+}
+
+template <int Planes>
+inline void whole_tile(const uint8_t* panel, const uint8_t* tile, int64_t groups, int rows, float* out) {
+    if constexpr (Lanes::kWide) {
+        wide_tile<Planes>(panel, tile, groups, rows, out);
+    } else if (rows == 1) {
+        whole_few<Planes, 1>(panel, tile, groups, out);
+    } else {
+        narrow_tile<Planes>(panel, tile, groups, rows, out);
     }
 }
 

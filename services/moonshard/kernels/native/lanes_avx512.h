@@ -13,6 +13,8 @@ struct Lanes {
 
     static constexpr int kPairRows = 12;  // 2 sums a row in a tile of pairs
 
+    static constexpr bool kWide = true;  // 32 registers of 16 lanes
+
     static Int zero_int() { return _mm512_setzero_si512(); }
     static Float zero() { return _mm512_setzero_ps(); }
     static Int broadcast(int32_t v) { return _mm512_set1_epi32(v); }
@@ -38,6 +40,11 @@ struct Lanes {
 
     // acc + sum of four products of unsigned weights and signed activations, per lane; integers, hence exact.
     static Int dot4(Int acc, Bytes weights, Int activations) { return _mm512_dpbusd_epi32(acc, weights, activations); }
+
+    using Dots = Int;
+    static Dots no_dots() { return zero_int(); }
+    static Dots add_dots(Dots acc, Bytes weights, Int activations) { return dot4(acc, weights, activations); }
+    static Int total(Dots dots) { return dots; }
 
     // The nibble `index` of each lane's word as a float in -8..7; the permutation reads the low four bits only.
     static Float nibble(Bytes words, int index) {

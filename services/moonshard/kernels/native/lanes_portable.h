@@ -30,6 +30,8 @@ struct Lanes {
         return copy<float>(&word);
     }
 
+    static constexpr bool kWide = false;
+
     static Int zero_int() { return broadcast(0); }
     static Float zero() { return broadcast(0.0f); }
     static Int broadcast(int32_t x) { return each<Int>([&](int) { return x; }); }
@@ -72,6 +74,12 @@ struct Lanes {
         }
         return acc;
     }
+    using Dots = Int;
+    static Dots no_dots() { return zero_int(); }
+    static Dots add_dots(const Dots& acc, const Bytes& weights, const Int& activations) {
+        return dot4(acc, weights, activations);
+    }
+    static Int total(const Dots& dots) { return dots; }
     static Float nibble(const Bytes& words, int index) {
         const int shift = 4 * (index % 2);
         return each<Float>([&](int i) { return static_cast<float>((words.v[4 * i + index / 2] >> shift & 15) - 8); });
