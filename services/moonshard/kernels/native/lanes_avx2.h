@@ -17,6 +17,7 @@ struct Lanes {
 
     static constexpr bool kWide = false;  // 16 registers of eight lanes
 
+    static Int load_ints(const uint8_t* p) { return {half(p), half(p + 32)}; }
     static Int zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
     static Float zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     static Int broadcast(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }

@@ -15,6 +15,7 @@ struct Lanes {
 
     static constexpr bool kWide = true;  // 32 registers of 16 lanes
 
+    static Int load_ints(const uint8_t* p) { return _mm512_loadu_si512(p); }
     static Int zero_int() { return _mm512_setzero_si512(); }
     static Float zero() { return _mm512_setzero_ps(); }
     static Int broadcast(int32_t v) { return _mm512_set1_epi32(v); }

@@ -32,6 +32,7 @@ struct Lanes {
 
     static constexpr bool kWide = false;
 
+    static Int load_ints(const uint8_t* p) { return copy<Int>(p); }
     static Int zero_int() { return broadcast(0); }
     static Float zero() { return broadcast(0.0f); }
     static Int broadcast(int32_t x) { return each<Int>([&](int) { return x; }); }
