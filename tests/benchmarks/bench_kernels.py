@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from moonshard.kernels import Bf16Linear, Int4Experts, Pool, available
+from moonshard.kernels import Bf16Linear, Int4Experts, Pool, Precision, available
 from moonshard.kernels.limits import dot_peak, read_bandwidth
 
 WIDTH, HIDDEN, RING = 7168, 2048, 24
@@ -26,6 +26,7 @@ EXPERT_ROWS = (1, 2, 4, 8, 16, 32, 128)
 LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 128, 512)
 LINEAR_SHAPES = {"o_proj": (7168, 8192), "q_b_proj": (12288, 1536), "shared gate": (2048, 7168), "S 1024": (1024, 1024)}
 RING_BYTES = 1 << 30
+PRECISIONS: tuple[Precision, ...] = ("int8", "int16")
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 
@@ -63,18 +64,18 @@ def figures(seconds: float, num_bytes: int, operations: int, limits: dict[str, f
 
 
 def bench_experts(
-    pool: Pool, stack: Int4Experts, limits: dict[str, float], budget_s: float
+    pool: Pool, stack: Int4Experts, precision: Precision, limits: dict[str, float], budget_s: float
 ) -> Iterator[dict[str, object]]:
     """One call works on every expert of the ring with `rows` rows each; figures are per expert."""
     for rows in EXPERT_ROWS:
         used = RING if rows <= 8 else 6
-        x = torch.randn(rows, WIDTH)
         ids = torch.arange(used).repeat(rows, 1)
-        weights = torch.full((rows, used), 0.1)
-        seconds = median_s(lambda: stack.forward(pool, x, ids, weights), budget_s) / used  # noqa: B023
-        size = stack.resident_bytes // RING
-        found = figures(seconds, size, 6 * WIDTH * HIDDEN * rows, limits, "int8")
-        yield {"kernel": "int4 expert", "threads": pool.num_threads, "rows": rows, **found}
+        call = partial(
+            stack.forward, pool, torch.randn(rows, WIDTH), ids, torch.full((rows, used), 0.1), precision=precision
+        )
+        seconds = median_s(call, budget_s) / used
+        found = figures(seconds, stack.resident_bytes // RING, 6 * WIDTH * HIDDEN * rows, limits, "int8")
+        yield {"kernel": f"int4 expert, {precision}", "threads": pool.num_threads, "rows": rows, **found}
 
 
 def bench_linear(
@@ -118,7 +119,10 @@ def bench(threads: int, budget_s: float, with_torch: bool) -> Iterator[dict[str,
         limits = measure_limits(pool)
         rounded = {name: round(value / 1e9, 1) for name, value in limits.items()}
         yield {"kernel": "limits (1e9/s)", "isa": pool.isa, "threads": threads, **rounded}
-        yield from bench_experts(pool, make_experts(pool), limits, budget_s)
+        stack = make_experts(pool)
+        for precision in PRECISIONS:
+            yield from bench_experts(pool, stack, precision, limits, budget_s)
+        del stack
         torch.set_num_threads(threads)
         yield from bench_linears(pool, limits, budget_s, with_torch)
         limits = measure_limits(pool)  # again: a neighbour's load shows as a difference

@@ -7,11 +7,11 @@ import torch
 from moonshard.kernels.library import FLOATS, TYPES, check, native, row_stride
 from moonshard.kernels.pool import Pool
 
-Precision = Literal["int8", "exact"]
+Precision = Literal["int8", "int16", "exact"]
 
 _GROUP = 32  # inputs that share a scale, and outputs of a panel
 _STEP_BYTES = 576  # of a panel for each group; native/layout.h
-_PRECISIONS: dict[Precision, int] = {"int8": 0, "exact": 1}
+_PRECISIONS: dict[Precision, int] = {"int8": 0, "exact": 1, "int16": 2}
 
 
 class Int4Experts:

@@ -99,7 +99,7 @@ std::vector<float> everything(Pool* pool, int64_t row_step) {
         state = 3;
         const std::vector<uint8_t> panels = pack(pool, width, 128 - width);
         for (int64_t rows = 0; rows <= 70; rows += row_step) {
-            for (const int32_t precision : {0, 1}) keep(experts(pool, panels, width, 128 - width, rows, precision));
+            for (const int32_t precision : {0, 1, 2}) keep(experts(pool, panels, width, 128 - width, rows, precision));
         }
         keep(experts(pool, panels, width, 128 - width, 600, 0));
     }

@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int64_t kPairsAhead = 16;  // steps of 128 bytes
+constexpr int64_t kPairsAhead = 32;  // steps of 128 bytes
 
 struct Bf16Pairs {
     static constexpr int kBytes = 4;  // of one row in a step

@@ -15,11 +15,15 @@ struct Lanes {
 
     static __m256i half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
+    static constexpr bool kWide = false;  // 16 registers of eight lanes
+
+    static Int load_ints(const uint8_t* p) { return {half(p), half(p + 32)}; }
     static Int zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
     static Float zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     static Int broadcast(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
     static Float broadcast(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
     static Int add(Int x, Int y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+    static Int times_256(Int x) { return {_mm256_slli_epi32(x.a, 8), _mm256_slli_epi32(x.b, 8)}; }
     static Float mul(Float x, Float y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
     static Float fma(Float x, Float y, Float z) {
         return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
@@ -55,6 +59,25 @@ struct Lanes {
     static Int dot4(Int acc, Bytes weights, Int activations) {
         return {dot4(acc.a, weights.a, activations.a), dot4(acc.b, weights.b, activations.b)};
     }
+
+    // Products of one group, summed as far as they fit: 8 * 2 * 15 * 128 stays within int16.
+    using Dots = Int;
+    static Dots no_dots() { return zero_int(); }
+#ifdef __AVXVNNI__
+    static Dots add_dots(Dots acc, Bytes weights, Int activations) { return dot4(acc, weights, activations); }
+    static Int total(Dots dots) { return dots; }
+#else
+    static __m256i add_twos(__m256i acc, __m256i weight, __m256i activation) {
+        return _mm256_add_epi16(acc, _mm256_maddubs_epi16(weight, activation));
+    }
+    static Dots add_dots(Dots acc, Bytes weights, Int activations) {
+        return {add_twos(acc.a, weights.a, activations.a), add_twos(acc.b, weights.b, activations.b)};
+    }
+    static Int total(Dots dots) {
+        const __m256i ones = _mm256_set1_epi16(1);
+        return {_mm256_madd_epi16(dots.a, ones), _mm256_madd_epi16(dots.b, ones)};
+    }
+#endif
 
     static __m256 nibble(__m256i words, int index) {
         const __m256i one = _mm256_and_si256(_mm256_srli_epi32(words, 4 * index), _mm256_set1_epi32(15));

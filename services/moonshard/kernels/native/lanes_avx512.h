@@ -13,11 +13,15 @@ struct Lanes {
 
     static constexpr int kPairRows = 12;  // 2 sums a row in a tile of pairs
 
+    static constexpr bool kWide = true;  // 32 registers of 16 lanes
+
+    static Int load_ints(const uint8_t* p) { return _mm512_loadu_si512(p); }
     static Int zero_int() { return _mm512_setzero_si512(); }
     static Float zero() { return _mm512_setzero_ps(); }
     static Int broadcast(int32_t v) { return _mm512_set1_epi32(v); }
     static Float broadcast(float v) { return _mm512_set1_ps(v); }
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+    static Int times_256(Int a) { return _mm512_slli_epi32(a, 8); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
     static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
@@ -37,6 +41,11 @@ struct Lanes {
 
     // acc + sum of four products of unsigned weights and signed activations, per lane; integers, hence exact.
     static Int dot4(Int acc, Bytes weights, Int activations) { return _mm512_dpbusd_epi32(acc, weights, activations); }
+
+    using Dots = Int;
+    static Dots no_dots() { return zero_int(); }
+    static Dots add_dots(Dots acc, Bytes weights, Int activations) { return dot4(acc, weights, activations); }
+    static Int total(Dots dots) { return dots; }
 
     // The nibble `index` of each lane's word as a float in -8..7; the permutation reads the low four bits only.
     static Float nibble(Bytes words, int index) {

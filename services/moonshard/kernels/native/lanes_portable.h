@@ -30,6 +30,9 @@ struct Lanes {
         return copy<float>(&word);
     }
 
+    static constexpr bool kWide = false;
+
+    static Int load_ints(const uint8_t* p) { return copy<Int>(p); }
     static Int zero_int() { return broadcast(0); }
     static Float zero() { return broadcast(0.0f); }
     static Int broadcast(int32_t x) { return each<Int>([&](int) { return x; }); }
@@ -37,6 +40,7 @@ struct Lanes {
     static Int add(const Int& x, const Int& y) {  // wraps, as vectors do
         return each<Int>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(x.v[i]) + y.v[i]); });
     }
+    static Int times_256(const Int& x) { return each<Int>([&](int i) { return x.v[i] * 256; }); }
     static Float mul(const Float& x, const Float& y) { return each<Float>([&](int i) { return x.v[i] * y.v[i]; }); }
     // A true fused multiply-add even where it is a library call: every path gives the same bits.
     static Float fma(const Float& x, const Float& y, const Float& z) {
@@ -71,6 +75,12 @@ struct Lanes {
         }
         return acc;
     }
+    using Dots = Int;
+    static Dots no_dots() { return zero_int(); }
+    static Dots add_dots(const Dots& acc, const Bytes& weights, const Int& activations) {
+        return dot4(acc, weights, activations);
+    }
+    static Int total(const Dots& dots) { return dots; }
     static Float nibble(const Bytes& words, int index) {
         const int shift = 4 * (index % 2);
         return each<Float>([&](int i) { return static_cast<float>((words.v[4 * i + index / 2] >> shift & 15) - 8); });

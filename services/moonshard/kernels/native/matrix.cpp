@@ -8,14 +8,19 @@ namespace moonshard {
 
 namespace {
 
+constexpr int64_t kPackInputs = 64;  // two cache lines of each row, while they are at hand
+
 void pack_panel(const uint16_t* weights, int64_t stride, const Matrices& to, int64_t panel) {
     uint8_t* out = to.panels + panel * to.panel_bytes();
     const int64_t rows = std::min(kPanelRows, to.outputs - panel * kPanelRows);
-    if (rows < kPanelRows || to.inputs % 2 != 0) memset(out, 0, static_cast<size_t>(to.panel_bytes()));
-    for (int64_t k = 0; k < to.inputs; k += 2) {
-        const size_t bytes = k + 1 < to.inputs ? 4 : 2;
+    if (rows < kPanelRows || to.inputs % 2 != 0) std::fill_n(out, to.panel_bytes(), uint8_t{0});
+    for (int64_t begin = 0; begin < to.inputs; begin += kPackInputs) {
+        const int64_t end = std::min(begin + kPackInputs, to.inputs);
         for (int64_t r = 0; r < rows; r++) {
-            memcpy(out + k / 2 * kPairStepBytes + r * 4, weights + (panel * kPanelRows + r) * stride + k, bytes);
+            const uint16_t* row = weights + (panel * kPanelRows + r) * stride;
+            uint8_t* column = out + r * 4;
+            for (int64_t k = begin; k + 2 <= end; k += 2) memcpy(column + k / 2 * kPairStepBytes, row + k, 4);
+            if (end % 2 != 0) memcpy(column + end / 2 * kPairStepBytes, row + end - 1, 2);
         }
     }
 }
