@@ -46,7 +46,7 @@ class ExpertConfig(_Section):
     """One expert shard. num_threads 0 is auto. activations: of rows inside an expert on the native CPU kernels."""
 
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    activations: Literal["auto", "float32", "int8"] = "auto"
+    activations: Literal["auto", "float32", "int16", "int8"] = "auto"
 
 
 class TimeoutConfig(_Section):

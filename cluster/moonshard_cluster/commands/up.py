@@ -42,7 +42,7 @@ def up(
     prefill_chunk: Annotated[int | None, typer.Option("--prefill-chunk", help="prompt tokens per step [256]")] = None,
     kernels: Annotated[str | None, typer.Option("--kernels", help="auto, native or torch [auto]")] = None,
     expert_activations: Annotated[
-        str | None, typer.Option("--expert-activations", help="auto, float32 or int8, on native kernels [auto]")
+        str | None, typer.Option("--expert-activations", help="auto, float32, int16 or int8 [auto]")
     ] = None,
     attention_threads: Annotated[
         int | None, typer.Option("--attention-threads", help="per attention worker [cores / workers]")

@@ -24,7 +24,7 @@ matrix (7168 inputs) on normal values against float64; BF16 activations in torch
 | linear, BF16 x   | BF16 as given, exact products, FP32 sums          | 9e-7   |
 | linear, FP32 x   | FP32; the same bits where the values are BF16     | 1.5e-6 |
 
-"int16" takes twice the arithmetic of "int8": as fast for up to three rows, half as fast for many.
+"int16" takes twice the arithmetic of "int8": as fast for one or two rows, half as fast for many.
 
 It does not know: checkpoints, models, transports. Without the library (no compiler at install) `available()` is False
 and the callers keep torch's operators.

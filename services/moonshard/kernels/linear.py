@@ -21,7 +21,7 @@ class Bf16Linear:
         self.outputs, self.inputs, self.num = outputs, inputs, num
         self._panel_bytes = (inputs + 1) // 2 * _STEP_BYTES
         self._matrix_bytes = -(-outputs // _PANEL) * self._panel_bytes
-        self._panels = torch.zeros(num * self._matrix_bytes, dtype=torch.uint8)
+        self._panels = torch.empty(num * self._matrix_bytes, dtype=torch.uint8)
         native().ms_advise_huge(self._panels.data_ptr(), self.resident_bytes)
         # For the fused calls; valid as long as this object.
         self.native = Matrices(self._panels.data_ptr(), num, outputs, inputs)
