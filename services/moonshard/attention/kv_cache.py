@@ -7,6 +7,8 @@ of one token (specification 2.3). A token's slot number is block * S + offset.
 import torch
 from torch import Tensor
 
+from moonshard.kernels import advise_large_pages
+
 
 class LatentCache:
     """One tensor for all layers, allocated once."""
@@ -21,7 +23,10 @@ class LatentCache:
         device: torch.device,
     ) -> None:
         self.block_size = block_size
-        self.slots_LSC = torch.zeros(num_layers, num_blocks * block_size, latent_dim, dtype=dtype, device=device)
+        self.slots_LSC = torch.empty(num_layers, num_blocks * block_size, latent_dim, dtype=dtype, device=device)
+        if device.type == "cpu":
+            advise_large_pages(self.slots_LSC)
+        self.slots_LSC.zero_()
 
     @property
     def resident_bytes(self) -> int:

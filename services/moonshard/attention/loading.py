@@ -11,7 +11,7 @@ from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.decoder import Decoder
 from moonshard.model.inventory import attention_tensors
 from moonshard.model.native_decoder import NativeDecoder
-from moonshard.model.weights import load_weights
+from moonshard.model.weights import StreamedWeights, load_weights
 from moonshard.transport.contract import Dispatcher
 from moonshard.worker import Worker, native_pool
 
@@ -38,15 +38,17 @@ class LateDispatcher:
 def load_decoder(worker: Worker, routed: LateDispatcher) -> Decoder | NativeDecoder:
     """Read this role's tensors, none of the routed experts. Raises CheckpointError or ConfigError."""
     pool = native_pool("attention", worker.config, worker.device)
+    eps, progress = worker.config.latent_norm_eps, worker.progress.loaded
+    decoder: Decoder | NativeDecoder
     with Checkpoint(worker.config.checkpoint, worker.model) as checkpoint:
-        native = pool if pool and _is_bf16(checkpoint) else None
-        dtype = torch.bfloat16 if native else worker.dtype
-        weights = load_weights(checkpoint, dtype, worker.device, worker.progress.loaded)
+        if pool and _is_bf16(checkpoint):
+            streamed = StreamedWeights(checkpoint, torch.bfloat16, progress)
+            decoder = NativeDecoder(worker.model, streamed, routed, pool, eps, _ACTIVATIONS[worker.dtype])
+        else:
+            weights = load_weights(checkpoint, worker.dtype, worker.device, progress)
+            decoder = Decoder(worker.model, weights, routed, eps)
     logger.info("loaded attention, gate and shared experts: %d bytes read", checkpoint.bytes_read)
-    eps = worker.config.latent_norm_eps
-    if native is None:
-        return Decoder(worker.model, weights, routed, eps)
-    return NativeDecoder(worker.model, weights, routed, native, eps, _ACTIVATIONS[worker.dtype])
+    return decoder
 
 
 def _is_bf16(checkpoint: Checkpoint) -> bool:

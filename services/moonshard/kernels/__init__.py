@@ -31,8 +31,8 @@ and the callers keep torch's operators.
 """
 
 from moonshard.kernels.experts import Int4Experts, Precision
-from moonshard.kernels.library import available
+from moonshard.kernels.library import advise_large_pages, available
 from moonshard.kernels.linear import Bf16Linear
 from moonshard.kernels.pool import Pool
 
-__all__ = ["Bf16Linear", "Int4Experts", "Pool", "Precision", "available"]
+__all__ = ["Bf16Linear", "Int4Experts", "Pool", "Precision", "advise_large_pages", "available"]

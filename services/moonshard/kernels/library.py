@@ -100,6 +100,12 @@ def native() -> ctypes.CDLL:
     return library
 
 
+def advise_large_pages(tensor: torch.Tensor) -> None:
+    """Ask for large pages under a tensor that is still to be written, if the library is there; costs speed only."""
+    if library := _installed():
+        library.ms_advise_huge(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
 def check(status: int) -> None:
     """Turn a function's status into MemoryError."""
     if status != 0:

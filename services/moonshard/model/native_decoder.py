@@ -18,7 +18,7 @@ from moonshard.kernels.attention import Activations, AttentionBlock, AttentionWe
 from moonshard.model.config import ModelConfig
 from moonshard.model.moe import RoutedExperts
 from moonshard.model.rope import Rope
-from moonshard.model.weights import DecoderWeights, LayerWeights
+from moonshard.model.weights import DecoderWeights, LayerWeights, StreamedWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class _Layer:
 
 
 class NativeDecoder:
-    """`weights` in bfloat16 (gate and its bias float32); they are repacked and need not stay.
+    """`weights` in bfloat16 (gate and its bias float32). All but the embedding are repacked and need not stay; each is
+    taken once, so that `StreamedWeights` never holds more than one layer.
 
     latent_norm_eps as in `Decoder`. Rows go to `routed` in the activations' type. Not thread-safe.
     """
@@ -38,7 +39,7 @@ class NativeDecoder:
     def __init__(
         self,
         config: ModelConfig,
-        weights: DecoderWeights,
+        weights: DecoderWeights | StreamedWeights,
         routed: RoutedExperts,
         pool: Pool,
         latent_norm_eps: float | None = None,

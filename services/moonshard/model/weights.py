@@ -6,6 +6,7 @@ no routed expert, no vision.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -63,34 +64,90 @@ def load_weights(
     return weights
 
 
+class StreamedWeights:
+    """The same tensors as `load_weights`, each read from the checkpoint when it is asked for and not kept: whoever
+    repacks them holds one layer at a time twice. Raises CheckpointError before any weight is read.
+
+    The checkpoint stays open for as long as this is used. progress: as in `load_weights`, over everything.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None) -> None:
+        specs = list(attention_tensors(checkpoint.config))
+        checkpoint.check(specs)
+        self._checkpoint, self._dtype, self._progress = checkpoint, dtype, progress
+        self._specs = {plain_name(spec.name): spec for spec in specs}
+        self._total, self._loaded = sum(prod(s.shape) * checkpoint.stored_dtype(s).itemsize for s in specs), 0
+
+    @property
+    def embedding(self) -> Tensor:
+        return self._matrix("model.embed_tokens.weight")
+
+    @property
+    def norm(self) -> Tensor:
+        return self._matrix("model.norm.weight")
+
+    @property
+    def head(self) -> Tensor:
+        return self._matrix("lm_head.weight")
+
+    @property
+    def layers(self) -> Iterator[LayerWeights]:
+        config = self._checkpoint.config
+        for index in range(config.num_hidden_layers):
+            layer = allocate_layer(config, index, self._dtype, "cpu")
+            self._read({f"model.layers.{index}.{name}": part for name, part in _layer_parts(config, layer)})
+            yield layer
+
+    def _matrix(self, name: str) -> Tensor:
+        tensor = torch.empty(self._specs[name].shape, dtype=self._dtype)
+        self._read({name: tensor})
+        return tensor
+
+    def _read(self, parts: dict[str, Tensor]) -> None:
+        before = self._loaded
+
+        def advance(loaded: int, _: int) -> None:
+            self._loaded = before + loaded
+            if self._progress:
+                self._progress(self._loaded, self._total)
+
+        self._checkpoint.read([Read(self._specs[name], part) for name, part in parts.items()], advance)
+
+
 def allocate(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> DecoderWeights:
     """Uninitialised tensors of the right shapes."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    def layer(index: int) -> LayerWeights:
-        c, heads, moe = config, config.num_attention_heads, config.is_moe(index)
-        width = c.shared_intermediate_size if moe else c.intermediate_size
-        return LayerWeights(
-            input_norm=empty(c.hidden_size),
-            post_attention_norm=empty(c.hidden_size),
-            qkv_a=empty(c.q_lora_rank + c.latent_dim, c.hidden_size),
-            q_a_norm=empty(c.q_lora_rank),
-            q_b=empty(heads * c.qk_head_dim, c.q_lora_rank),
-            kv_a_norm=empty(c.kv_lora_rank),
-            kv_b=empty(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank),
-            o=empty(c.hidden_size, heads * c.v_head_dim),
-            ffn=SwiGLUWeights(empty(2 * width, c.hidden_size), empty(c.hidden_size, width)),
-            gate=empty(c.n_routed_experts, c.hidden_size).float() if moe else None,
-            gate_bias=empty(c.n_routed_experts).float() if moe else None,
-        )
-
     return DecoderWeights(
         embedding=empty(config.vocab_size, config.hidden_size),
-        layers=tuple(layer(index) for index in range(config.num_hidden_layers)),
+        layers=tuple(allocate_layer(config, index, dtype, device) for index in range(config.num_hidden_layers)),
         norm=empty(config.hidden_size),
         head=empty(config.vocab_size, config.hidden_size),
+    )
+
+
+def allocate_layer(c: ModelConfig, index: int, dtype: torch.dtype, device: torch.device | str) -> LayerWeights:
+    """Uninitialised tensors of one layer."""
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    heads, moe = c.num_attention_heads, c.is_moe(index)
+    width = c.shared_intermediate_size if moe else c.intermediate_size
+    return LayerWeights(
+        input_norm=empty(c.hidden_size),
+        post_attention_norm=empty(c.hidden_size),
+        qkv_a=empty(c.q_lora_rank + c.latent_dim, c.hidden_size),
+        q_a_norm=empty(c.q_lora_rank),
+        q_b=empty(heads * c.qk_head_dim, c.q_lora_rank),
+        kv_a_norm=empty(c.kv_lora_rank),
+        kv_b=empty(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank),
+        o=empty(c.hidden_size, heads * c.v_head_dim),
+        ffn=SwiGLUWeights(empty(2 * width, c.hidden_size), empty(c.hidden_size, width)),
+        gate=empty(c.n_routed_experts, c.hidden_size, dtype=torch.float32) if moe else None,
+        gate_bias=empty(c.n_routed_experts, dtype=torch.float32) if moe else None,
     )
 
 

@@ -13,7 +13,7 @@ from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.config import ModelConfig
 from moonshard.model.experts import ExpertStack, load_expert_stacks
 from moonshard.model.inventory import attention_tensors, expert_tensors, plain_name
-from moonshard.model.weights import destinations, load_weights
+from moonshard.model.weights import DecoderWeights, StreamedWeights, destinations, load_weights
 from tests.unit.model.tiny_checkpoint import deepseek_text, kimi_text, plain, save, tensors, wrapped, write_checkpoint
 
 
@@ -152,3 +152,17 @@ def test_fp8_weights_are_refused(shared_data: Path, tmp_path: Path) -> None:
     raw = json.loads((shared_data / "kimi-k2-instruct.config.json").read_text())
     with pytest.raises(ConfigError, match="fp8"):
         Checkpoint(tmp_path, ModelConfig.from_json(raw))
+
+
+def test_streamed_weights_are_the_loaded_ones_and_tell_their_progress(tiny_checkpoint: Path) -> None:
+    config = ModelConfig.from_dir(tiny_checkpoint)
+    seen: list[tuple[int, int]] = []
+    with Checkpoint(tiny_checkpoint, config) as whole, Checkpoint(tiny_checkpoint, config) as parts:
+        loaded = load_weights(whole, torch.bfloat16)
+        streamed = StreamedWeights(parts, torch.bfloat16, lambda *told: seen.append(told))
+        found = DecoderWeights(streamed.embedding, tuple(streamed.layers), streamed.norm, streamed.head)
+        assert parts.bytes_read == whole.bytes_read
+    expected = dict(destinations(config, loaded))
+    assert all(torch.equal(part, expected[name]) for name, part in destinations(config, found))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
