@@ -42,6 +42,16 @@ inline void add_products(const T* const* keys, const moonshard::HeadRows& h, int
     }
 }
 
+// The sums of `Count` vectors times `factor`.
+template <int Count>
+inline void sum_each(const Lanes::Float* vectors, float factor, float* out) {
+    if constexpr (Count == 16) {
+        Lanes::store(out, Lanes::mul(Lanes::sums(vectors), Lanes::broadcast(factor)));
+    } else {
+        for (int i = 0; i < Count; i++) out[i] = Lanes::sum(vectors[i]) * factor;
+    }
+}
+
 template <class T, int Heads>
 inline void score_tile(const moonshard::KeyBlock& b, const moonshard::HeadRows& h, int64_t j, float (*p)[kBlock]) {
     const T *keys[kKeyTile], *next[kKeyTile];
@@ -57,29 +67,43 @@ inline void score_tile(const moonshard::KeyBlock& b, const moonshard::HeadRows& 
         add_products<T, Heads>(keys, h, c, 16, sums);
     }
     if (c < b.width) add_products<T, Heads>(keys, h, c, b.width - c, sums);
+    float scores[Heads * kKeyTile];
+    sum_each<Heads * kKeyTile>(&sums[0][0], b.scale, scores);
     for (int m = 0; m < Heads; m++) {
-        for (int n = 0; n < kKeyTile; n++) p[m][j + n] = Lanes::sum(sums[m][n]) * b.scale;
+        for (int n = 0; n < kKeyTile; n++) p[m][j + n] = scores[m * kKeyTile + n];
     }
 }
 
-// Scores to weights in place; returns what earlier sums are multiplied with now that the peak may be higher.
-inline float weigh(float* p, int64_t count, float& peak, float& total) {
-    const int64_t padded = (count + 15) / 16 * 16;
-    for (int64_t j = count; j < padded; j++) p[j] = -__builtin_inff();
-    float tops[16], top = peak;
-    for (int i = 0; i < 16; i++) tops[i] = peak;
+inline float highest(const float* p, int64_t padded, float top) {
+    float tops[16];
+    for (int i = 0; i < 16; i++) tops[i] = top;
     for (int64_t j = 0; j < padded; j += 16) {
         for (int i = 0; i < 16; i++) tops[i] = p[j + i] > tops[i] ? p[j + i] : tops[i];
     }
-    for (int i = 0; i < 16; i++) top = tops[i] > top ? tops[i] : top;
-    for (int64_t j = 0; j < padded; j++) p[j] = exponential(p[j] - top);
-    for (int64_t j = count; j < padded; j++) p[j] = 0.0f;
-    Lanes::Float sums = Lanes::zero();
-    for (int64_t j = 0; j < padded; j += 16) sums = Lanes::fma(Lanes::broadcast(1.0f), Lanes::load(p + j), sums);
-    const float correction = exponential(peak - top);
-    total = __builtin_fmaf(total, correction, Lanes::sum(sums));
-    peak = top;
-    return correction;
+    for (int width = 8; width > 0; width /= 2) {
+        for (int i = 0; i < width; i++) tops[i] = tops[i + width] > tops[i] ? tops[i + width] : tops[i];
+    }
+    return tops[0];
+}
+
+// Scores to weights in place; what earlier sums are multiplied with now that peaks may be higher to `corrections`.
+template <int Heads>
+inline void weigh(float (*p)[kBlock], int64_t count, const moonshard::HeadRows& h, float* corrections) {
+    const int64_t padded = (count + 15) / 16 * 16;
+    float tops[Heads];
+    for (int m = 0; m < Heads; m++) {
+        for (int64_t j = count; j < padded; j++) p[m][j] = -__builtin_inff();
+        tops[m] = highest(p[m], padded, h.peak[m]);
+    }
+    for (int m = 0; m < Heads; m++) corrections[m] = exponential(h.peak[m] - tops[m]);
+    for (int m = 0; m < Heads; m++) {
+        for (int64_t j = 0; j < padded; j++) p[m][j] = exponential(p[m][j] - tops[m]);
+        for (int64_t j = count; j < padded; j++) p[m][j] = 0.0f;
+        Lanes::Float sums = Lanes::zero();
+        for (int64_t j = 0; j < padded; j += 16) sums = Lanes::fma(Lanes::broadcast(1.0f), Lanes::load(p[m] + j), sums);
+        h.total[m] = __builtin_fmaf(h.total[m], corrections[m], Lanes::sum(sums));
+        h.peak[m] = tops[m];
+    }
 }
 
 // `Vectors` x 16 elements of the outputs from c on; `count` < 16: the last, partial vector.
@@ -114,7 +138,7 @@ inline void attend_tile(const moonshard::KeyBlock& b, const moonshard::HeadRows&
     alignas(64) float p[Heads][kBlock];
     float corrections[Heads];
     for (int64_t j = 0; j < b.count; j += kKeyTile) score_tile<T, Heads>(b, h, j, p);
-    for (int m = 0; m < Heads; m++) corrections[m] = weigh(p[m], b.count, h.peak[m], h.total[m]);
+    weigh<Heads>(p, b.count, h, corrections);
     int64_t c = 0;
     for (; c + 16 * kValueTile <= b.latent; c += 16 * kValueTile) {
         value_tile<T, Heads, kValueTile>(b, h, c, 16, p, corrections);

@@ -42,6 +42,12 @@ struct Lanes {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
 
+    static Float sums(const Float* a) {
+        float each[16];
+        for (int i = 0; i < 16; i++) each[i] = sum(a[i]);
+        return load(each);
+    }
+
     static Bytes load_words(const uint8_t* p) { return {half(p), half(p + 32)}; }
     static __m256i low(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
     static Bytes low_nibbles(Bytes x) { return {low(x.a), low(x.b)}; }

@@ -35,6 +35,27 @@ struct Lanes {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
 
+    // `sum` of each of sixteen, sixteen at once: the same tree, a quarter of the shuffles.
+    static Float sums(const Float* a) {
+        Float eight[8], four[4], two[2];
+        for (int i = 0; i < 8; i++) {
+            const Float low = _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x44);
+            eight[i] = _mm512_add_ps(low, _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xee));
+        }
+        for (int i = 0; i < 4; i++) {
+            const Float low = _mm512_shuffle_f32x4(eight[2 * i], eight[2 * i + 1], 0x88);
+            four[i] = _mm512_add_ps(low, _mm512_shuffle_f32x4(eight[2 * i], eight[2 * i + 1], 0xdd));
+        }
+        for (int i = 0; i < 2; i++) {
+            const __m512d x = _mm512_castps_pd(four[2 * i]), y = _mm512_castps_pd(four[2 * i + 1]);
+            const Float low = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+            two[i] = _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+        }
+        const Float even = _mm512_shuffle_ps(two[0], two[1], 0x88);
+        const Float mixed = _mm512_add_ps(even, _mm512_shuffle_ps(two[0], two[1], 0xdd));  // 0 4 8 12, 1 5 9 13, ...
+        return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), mixed);
+    }
+
     static Bytes load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
     static Bytes low_nibbles(Bytes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
     static Bytes high_nibbles(Bytes a) { return low_nibbles(_mm512_srli_epi16(a, 4)); }

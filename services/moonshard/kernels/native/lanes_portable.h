@@ -58,6 +58,12 @@ struct Lanes {
         return x.v[0];
     }
 
+    static Float sums(const Float* a) {
+        float each[16];
+        for (int i = 0; i < 16; i++) each[i] = sum(a[i]);
+        return load(each);
+    }
+
     static Bytes load_words(const uint8_t* p) { return copy<Bytes>(p); }
     static Bytes low_nibbles(Bytes x) {
         for (uint8_t& byte : x.v) byte &= 15;
