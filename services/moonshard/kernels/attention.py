@@ -54,7 +54,7 @@ class PagedStep:
 
     @property
     def num_rows(self) -> int:
-        return len(self.written_T)
+        return self.written_T.shape[0]
 
     def native(self, rotations_TR: Tensor) -> structs.Step:
         """`rotations_TR`: float32, cosine and sine of each pair side by side."""
@@ -109,10 +109,10 @@ class Gate:
     def __call__(self, pool: Pool, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(topk_ids_TK int32, topk_weights_TK float32), best first; x float32, rows at any stride. ValueError."""
         row_stride("x", x_TD, (torch.float32,), self._weight.inputs)
-        ids_TK, weights_TK = self.empty(len(x_TD))
+        ids_TK, weights_TK = self.empty(x_TD.shape[0])
         x = structs.operand(x_TD)
         outputs = ids_TK.data_ptr(), weights_TK.data_ptr()
-        check(native().ms_route(pool.handle, byref(self.native), byref(x), len(x_TD), *outputs))
+        check(native().ms_route(pool.handle, byref(self.native), byref(x), x_TD.shape[0], *outputs))
         return ids_TK, weights_TK
 
     def empty(self, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -191,14 +191,14 @@ class AttentionBlock:
         ValueError for other shapes or types.
         """
         row_stride("x", x_TD, (torch.float32,), self.hidden)
-        if len(x_TD) != step.num_rows or step.cache_LSC.shape[2] != self.latent + self.rope:
-            found = len(x_TD), step.cache_LSC.shape[2]
+        if x_TD.shape[0] != step.num_rows or step.cache_LSC.shape[2] != self.latent + self.rope:
+            found = x_TD.shape[0], step.cache_LSC.shape[2]
             raise ValueError(f"x, cache: expected {step.num_rows} rows, width {self.latent + self.rope}, found {found}")
         dtype = _DTYPES[activations]
-        h_TD = torch.empty(len(x_TD), self.hidden, dtype=dtype)
+        h_TD = torch.empty(x_TD.shape[0], self.hidden, dtype=dtype)
         num_slots = self.gate.top_k if self.gate else 0
-        ids_TK = torch.empty(len(x_TD), num_slots, dtype=torch.int32)
-        weights_TK = torch.empty(len(x_TD), num_slots)
+        ids_TK = torch.empty(x_TD.shape[0], num_slots, dtype=torch.int32)
+        weights_TK = torch.empty(x_TD.shape[0], num_slots)
         cache, where = step.native_cache(layer, self.latent), step.native(rotations_TR)
         x, h = structs.operand(x_TD), structs.operand(h_TD)
         # fmt: off
@@ -223,11 +223,11 @@ class SwiGLU:
         """x += swiglu(h); x float32, h float32 or bfloat16: what the products take. ValueError."""
         row_stride("x", x_TD, (torch.float32,), self._down.outputs)
         row_stride("h", h_TD, FLOATS, self._gate_up.inputs)
-        if len(x_TD) != len(h_TD):
-            raise ValueError(f"rows: {len(x_TD)} in x, {len(h_TD)} in h")
+        if x_TD.shape[0] != h_TD.shape[0]:
+            raise ValueError(f"rows: {x_TD.shape[0]} in x, {h_TD.shape[0]} in h")
         x, h = structs.operand(x_TD), structs.operand(h_TD)
         matrices = byref(self._gate_up.native), byref(self._down.native)
-        check(native().ms_swiglu(pool.handle, *matrices, byref(h), len(h_TD), byref(x)))
+        check(native().ms_swiglu(pool.handle, *matrices, byref(h), h_TD.shape[0], byref(x)))
 
 
 class Head:
@@ -242,11 +242,11 @@ class Head:
     def __call__(self, pool: Pool, x_ND: Tensor, activations: Activations = "float32") -> Tensor:
         """float32 [N, vocabulary] of float32 rows at any stride. ValueError."""
         row_stride("x", x_ND, (torch.float32,), self._weight.inputs)
-        logits_NV = torch.empty(len(x_ND), self._weight.outputs)
+        logits_NV = torch.empty(x_ND.shape[0], self._weight.outputs)
         x, y, products = structs.operand(x_ND), structs.operand(logits_NV), TYPES[_DTYPES[activations]]
         # fmt: off
         check(native().ms_norm_multiply(
-            pool.handle, self._norm_D.data_ptr(), self._eps, byref(self._weight.native), byref(x), len(x_ND), products,
+            pool.handle, self._norm_D.data_ptr(), self._eps, byref(self._weight.native), byref(x), x_ND.shape[0], products,
             byref(y),
         ))
         # fmt: on
@@ -255,7 +255,7 @@ class Head:
 
 def attend(pool: Pool, layer: int, q_THC: Tensor, step: PagedStep, latent: int, scale: float) -> Tensor:
     """Attention alone: queries float32 [T, H, C] in latent space to o_latent [T, H, L]. Reads the cache only."""
-    if q_THC.dtype != torch.float32 or len(q_THC) != step.num_rows or q_THC.shape[2] != step.cache_LSC.shape[2]:
+    if q_THC.dtype != torch.float32 or q_THC.shape[0] != step.num_rows or q_THC.shape[2] != step.cache_LSC.shape[2]:
         expected = [step.num_rows, "H", step.cache_LSC.shape[2]]
         raise ValueError(f"q: expected float32 {expected}, found {q_THC.dtype} {list(q_THC.shape)}")
     q_THC = q_THC.clone(memory_format=torch.contiguous_format)
