@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moonshard.errors import PeerLost, ProtocolMismatch, TransportError, TransportTimeout
-from moonshard.kernels.links import NOT_TAKEN, LinkRecord, State, Status, native_links
+from moonshard.kernels import links as kernel_links
+from moonshard.kernels.links import NOT_TAKEN, LinkRecord, State, Status
 from moonshard.transport import wire
 from moonshard.transport.contract import TransportStats, WireSpec, sum_in_shard_order
 from moonshard.transport.links import address, handshake
@@ -97,7 +98,7 @@ class LinkDispatcher:
         self._calm = True
         try:
             self._connect(addresses)
-            if library := native_links():
+            if library := kernel_links.native_links():
                 self._courier = Courier(library, spec, source, [link.stream for link in self._links])
         except BaseException:
             self.close()

@@ -1,4 +1,4 @@
-"""Waiting on the shard's side: which links have something to do. With the library, whole messages come from one call."""
+"""Waiting on the shard's side: which links have something to do. Natively, whole messages come from one call."""
 
 import ctypes
 import math
@@ -6,7 +6,8 @@ import select
 import socket
 from typing import Protocol
 
-from moonshard.kernels.links import LinkRecord, LinkShape, State, native_links
+from moonshard.kernels import links as kernel_links
+from moonshard.kernels.links import LinkRecord, LinkShape, State
 from moonshard.transport.links.stream import Stream
 
 MESSAGE = 1 << 16
@@ -95,5 +96,5 @@ class NativePoller:
 
 
 def make_poller(listener: socket.socket, shape: LinkShape) -> Poller:
-    library = native_links()
+    library = kernel_links.native_links()
     return NativePoller(library, listener, shape) if library else PythonPoller(listener)

@@ -111,6 +111,7 @@ class Stream:
         self._header = None
         self._use(self._slabs.take())
         return slab
+
     def close(self) -> None:
         self._socket.close()
         self._outbox.clear()
