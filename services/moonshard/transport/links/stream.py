@@ -115,7 +115,8 @@ class Stream:
     def close(self) -> None:
         self._socket.close()
         self._outbox.clear()
-        self.record.num_unsent = 0
+        # The number may soon be somebody else's.
+        self.record.fd, self.record.num_unsent = -1, 0
 
     def _use(self, slab: Slab) -> None:
         self._slab = slab
