@@ -20,6 +20,8 @@ from moonshard.transport import wire
 from moonshard.transport.contract import ExpertBatch, WireSpec
 from moonshard.transport.links import LinkDispatcher, LinkEndpoint, handshake
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 ONE_SHARD = {"num_shards": 1, "num_experts": 12}
 
 
