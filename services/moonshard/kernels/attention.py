@@ -96,7 +96,7 @@ class Gate:
         scale: float = 1.0,
     ) -> None:
         parts = _bf16_parts(weight_ED)
-        self._weight = Bf16Linear(*weight_ED.shape, num=len(parts))
+        self._weight = Bf16Linear(weight_ED.shape[0], weight_ED.shape[1], num=len(parts))
         for index, part_ED in enumerate(parts):
             self._weight.load(pool, part_ED, index)
         self._bias_E = bias_E.float().contiguous()
@@ -272,10 +272,11 @@ def _per_head(kv_b: Tensor, heads: int, nope: int) -> tuple[Tensor, Tensor]:
 
 def _bf16_parts(weight: Tensor) -> list[Tensor]:
     """BF16 matrices whose sum is the FP32 weight: one where that is exact, else three of eight bits each."""
-    parts, rest = [], weight.float()
-    while len(parts) < 3:
-        parts.append(rest.bfloat16())
+    rest = weight.float()
+    parts = [rest.bfloat16()]
+    if torch.equal(parts[0].float(), rest):
+        return parts
+    for _ in range(2):
         rest = rest - parts[-1].float()
-        if not rest.any():
-            return parts if len(parts) == 1 else [*parts, *[torch.zeros_like(parts[0])] * (3 - len(parts))]
+        parts.append(rest.bfloat16())
     return parts

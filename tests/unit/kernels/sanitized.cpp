@@ -6,7 +6,10 @@
 
 #include <vector>
 
-struct Pool;
+namespace moonshard {
+class Pool;
+}
+using moonshard::Pool;
 extern "C" {
 Pool* ms_pool_new(int32_t, const char*);
 void ms_pool_free(Pool*);
@@ -20,6 +23,8 @@ void ms_advise_huge(void*, int64_t);
 uint64_t ms_read_all(Pool*, const uint8_t*, int64_t);
 float ms_peak(Pool*, int32_t, int64_t, int64_t);
 }
+
+std::vector<float> attention_everything(Pool* pool);  // sanitized_attention.cpp
 
 namespace {
 
@@ -111,6 +116,7 @@ std::vector<float> everything(Pool* pool, int64_t row_step) {
         keep(linear<float>(pool, 9, 3, inputs));
         keep(linear<uint16_t>(pool, 9, 3, inputs));
     }
+    keep(attention_everything(pool));
     // Large enough to be shared among threads.
     keep(linear<uint16_t>(pool, 3, 300, 1024));
     return out;

@@ -56,14 +56,18 @@ private:
             longest = std::max(longest, visible(row));
             clear(sums(row, head), heads);
         }
+        const void *keys[kKeyBlock], *next[kKeyBlock];
+        find_keys(sequence(tile.first), 0, longest, next);
         for (int64_t begin = 0; begin < longest; begin += kKeyBlock) {
-            const void* keys[kKeyBlock];
-            find_keys(sequence(tile.first), begin, std::min(begin + kKeyBlock, longest), keys);
+            std::copy_n(next, kKeyBlock, keys);
+            const bool more = begin + kKeyBlock < longest;
+            if (more) find_keys(sequence(tile.first), begin + kKeyBlock, longest, next);
             for (int64_t row = tile.first; row < tile.last; row++) {
                 const int64_t count = std::min(visible(row) - begin, kKeyBlock);
                 if (count <= 0) continue;
                 const HeadSums to = sums(row, head);
-                pool_.isa.attend({keys, count, cache_.type, cache_.latent, cache_.width(), scale_},
+                const bool fetch = more && row == tile.first;
+                pool_.isa.attend({keys, fetch ? next : nullptr, count, cache_.type, cache_.latent, cache_.width(), scale_},
                                  {heads, q(row, head), cache_.width(), to.o, to.stride, to.peaks, to.totals});
             }
         }
@@ -72,14 +76,15 @@ private:
         }
     }
 
+    // The block of keys from position `begin` on, filled up with its first to whole.
     void find_keys(int64_t sequence, int64_t begin, int64_t end, const void** keys) const {
         const int32_t* blocks = step_.block_table + sequence * step_.table_stride;
         int64_t block = begin / step_.block_size, offset = begin % step_.block_size, count = 0;
-        for (int64_t position = begin; position < end; position++) {
+        while (count < std::min(kKeyBlock, end - begin)) {
             keys[count++] = cache_.slot(blocks[block] * step_.block_size + offset);
             if (++offset == step_.block_size) block++, offset = 0;
         }
-        for (; count % kKeyPad != 0; count++) keys[count] = keys[0];
+        std::fill(keys + count, keys + kKeyBlock, keys[0]);
     }
 
     static void clear(const HeadSums& sums, int64_t heads) {

@@ -8,7 +8,9 @@
 
 namespace {
 
-constexpr int kAttentionTile = Lanes::kPairRows >= 8 ? 4 : 2;  // heads, keys and vectors of values
+constexpr int kHeadTile = Lanes::kWide ? 8 : 2;
+constexpr int kKeyTile = 2;    // keys whose scores are found together
+constexpr int kValueTile = 2;  // vectors of values that are summed together
 constexpr int64_t kBlock = moonshard::kKeyBlock;
 
 inline Lanes::Float load_vector(const float* p) { return Lanes::load(p); }
@@ -29,30 +31,34 @@ inline Lanes::Float load_some(const T* p, int64_t count) {
 
 template <class T, int Heads>
 inline void add_products(const T* const* keys, const moonshard::HeadRows& h, int64_t c, int64_t count,
-                         Lanes::Float (&sums)[Heads][kAttentionTile]) {
-    Lanes::Float key[kAttentionTile];
-    for (int n = 0; n < kAttentionTile; n++) key[n] = load_some(keys[n] + c, count);
-#pragma GCC unroll 4
+                         Lanes::Float (&sums)[Heads][kKeyTile]) {
+    Lanes::Float key[kKeyTile];
+    for (int n = 0; n < kKeyTile; n++) key[n] = load_some(keys[n] + c, count);
+#pragma GCC unroll 8
     for (int m = 0; m < Heads; m++) {
         const Lanes::Float q = load_some(h.q + m * h.q_stride + c, count);
 #pragma GCC unroll 4
-        for (int n = 0; n < kAttentionTile; n++) sums[m][n] = Lanes::fma(q, key[n], sums[m][n]);
+        for (int n = 0; n < kKeyTile; n++) sums[m][n] = Lanes::fma(q, key[n], sums[m][n]);
     }
 }
 
 template <class T, int Heads>
 inline void score_tile(const moonshard::KeyBlock& b, const moonshard::HeadRows& h, int64_t j, float (*p)[kBlock]) {
-    const T* keys[kAttentionTile];
-    Lanes::Float sums[Heads][kAttentionTile];
-    for (int n = 0; n < kAttentionTile; n++) {
+    const T *keys[kKeyTile], *next[kKeyTile];
+    Lanes::Float sums[Heads][kKeyTile];
+    for (int n = 0; n < kKeyTile; n++) {
         keys[n] = static_cast<const T*>(b.keys[j + n]);
+        next[n] = static_cast<const T*>((b.next ? b.next : b.keys)[j + n]);
         for (int m = 0; m < Heads; m++) sums[m][n] = Lanes::zero();
     }
     int64_t c = 0;
-    for (; c + 16 <= b.width; c += 16) add_products<T, Heads>(keys, h, c, 16, sums);
+    for (; c + 16 <= b.width; c += 16) {
+        for (int n = 0; n < kKeyTile; n++) __builtin_prefetch(next[n] + c);
+        add_products<T, Heads>(keys, h, c, 16, sums);
+    }
     if (c < b.width) add_products<T, Heads>(keys, h, c, b.width - c, sums);
     for (int m = 0; m < Heads; m++) {
-        for (int n = 0; n < kAttentionTile; n++) p[m][j + n] = Lanes::sum(sums[m][n]) * b.scale;
+        for (int n = 0; n < kKeyTile; n++) p[m][j + n] = Lanes::sum(sums[m][n]) * b.scale;
     }
 }
 
@@ -91,7 +97,7 @@ inline void value_tile(const moonshard::KeyBlock& b, const moonshard::HeadRows& 
         const T* key = static_cast<const T*>(b.keys[j]) + c;
         Lanes::Float value[Vectors];
         for (int n = 0; n < Vectors; n++) value[n] = load_some(key + n * 16, count);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int m = 0; m < Heads; m++) {
             const Lanes::Float weight = Lanes::broadcast(p[m][j]);
 #pragma GCC unroll 4
@@ -107,24 +113,25 @@ template <class T, int Heads>
 inline void attend_tile(const moonshard::KeyBlock& b, const moonshard::HeadRows& h) {
     alignas(64) float p[Heads][kBlock];
     float corrections[Heads];
-    for (int64_t j = 0; j < b.count; j += kAttentionTile) score_tile<T, Heads>(b, h, j, p);
+    for (int64_t j = 0; j < b.count; j += kKeyTile) score_tile<T, Heads>(b, h, j, p);
     for (int m = 0; m < Heads; m++) corrections[m] = weigh(p[m], b.count, h.peak[m], h.total[m]);
     int64_t c = 0;
-    for (; c + 16 * kAttentionTile <= b.latent; c += 16 * kAttentionTile) {
-        value_tile<T, Heads, kAttentionTile>(b, h, c, 16, p, corrections);
+    for (; c + 16 * kValueTile <= b.latent; c += 16 * kValueTile) {
+        value_tile<T, Heads, kValueTile>(b, h, c, 16, p, corrections);
     }
     for (; c + 16 <= b.latent; c += 16) value_tile<T, Heads, 1>(b, h, c, 16, p, corrections);
     if (c < b.latent) value_tile<T, Heads, 1>(b, h, c, b.latent - c, p, corrections);
 }
 
-template <class T, int Heads = kAttentionTile>
+template <class T, int Heads = kHeadTile>
 inline void attend_heads(const moonshard::KeyBlock& b, const moonshard::HeadRows& h) {
     if constexpr (Heads > 1) {
         if (h.count < Heads) return attend_heads<T, Heads - 1>(b, h);
     }
     attend_tile<T, Heads>(b, h);
     if (h.count == Heads) return;
-    attend_heads<T>(b, {h.count - Heads, h.q + Heads * h.q_stride, h.q_stride, h.o + Heads * h.o_stride, h.o_stride,
+    const moonshard::KeyBlock fetched{b.keys, nullptr, b.count, b.type, b.latent, b.width, b.scale};
+    attend_heads<T>(fetched, {h.count - Heads, h.q + Heads * h.q_stride, h.q_stride, h.o + Heads * h.o_stride, h.o_stride,
                         h.peak + Heads, h.total + Heads});
 }
 

@@ -7,11 +7,12 @@
 namespace moonshard {
 
 constexpr int64_t kKeyBlock = 64;  // blocks begin at absolute positions that are multiples of this: it fixes every sum
-constexpr int64_t kKeyPad = 4;     // `keys` holds a multiple of this; those after `count` are read and left out
 
+// `keys` holds kKeyBlock addresses; those from `count` on are read and left out.
 // Cached tokens [latent | rope key], `width` elements each; the first `latent` of them are the values, too.
 struct KeyBlock {
     const void* const* keys;
+    const void* const* next;  // as many, of the block after: fetched meanwhile; null when in the cache already
     int64_t count;
     Type type;
     int64_t latent, width;
