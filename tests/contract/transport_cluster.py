@@ -19,7 +19,7 @@ from moonshard.transport.links import LinkDispatcher, LinkEndpoint
 from moonshard.transport.local import LocalDispatcher
 
 TIMEOUT_S = 20.0
-KINDS = ["local", "links-unix", "links-tcp", "all_to_all"]
+KINDS = ["local", "links-unix", "links-tcp", "links-unix-python", "all_to_all"]
 Script = Callable[[Dispatcher], Any]
 
 
@@ -128,7 +128,7 @@ class Cell:
         elif kind == "all_to_all":
             self._start_ranks(num_sources)
         else:
-            self._start_endpoints(num_sources, folder if kind == "links-unix" else None)
+            self._start_endpoints(num_sources, folder if kind.startswith("links-unix") else None)
 
     def run(self, scripts: Sequence[Script]) -> list[Any]:
         """Run one script per attention worker, side by side; those who finish early idle until all have."""

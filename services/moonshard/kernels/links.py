@@ -62,7 +62,7 @@ class LinkRecord(ctypes.Structure):
 
 
 class LinkShape(ctypes.Structure):
-    """As `LinkShape` in native/link.h. dispatch, reply: packed headers to fill in; layers: int32 that must stay alive."""
+    """As `LinkShape` in native/link.h. dispatch, reply: headers to fill in; layers: int32, kept alive by the caller."""
 
     _fields_ = (
         ("dispatch", c_uint8 * HEADER_BYTES),

@@ -16,7 +16,7 @@ called from another thread.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -50,8 +50,7 @@ class WireSpec:
         return range(shard * per_shard, (shard + 1) * per_shard)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Rows [start, stop) of a batch came from one message of one attention worker."""
 
     source: int
@@ -60,12 +59,12 @@ class Segment:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertBatch:
+class ExpertBatch(NamedTuple):
     """What a shard computes at once: rows of one layer, possibly from several attention workers.
 
     x_RD: rows, row_dtype. topk_ids_RK: int32 logical expert ids, -1 where not on this shard.
     topk_weights_RK: float32. ticket: the transport's own; pass it back untouched.
+    The tensors' memory is the transport's again once `reply` has been called.
     """
 
     layer: int

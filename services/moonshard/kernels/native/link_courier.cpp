@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "link_rows.h"
+
 namespace moonshard {
 
 namespace {
@@ -32,6 +34,7 @@ Courier::Courier(const LinkShape& shape, Link* const* links, int32_t source)
     active_.reserve(routes_.size());
     polled_.reserve(routes_.size());
     next_.reserve(routes_.size());
+    parts_.reserve(routes_.size());
 }
 
 CourierStatus Courier::dispatch(uint64_t step, int32_t layer, const Rows& rows, int64_t timeout_ns) {
@@ -108,7 +111,8 @@ bool Courier::address(uint64_t step, int32_t layer) {
         const Link& link = *links_[shard];
         const int64_t rows_bytes = r * shape_.row_bytes, payload = r * shape_.dispatch.top_k * 8 + rows_bytes;
         if (r > link.max_rows || link.capacity < kLinkHeaderBytes + rows_bytes) return false;
-        route.header = fill(shape_.dispatch, source_, step, layer, r, payload);
+        const bool alike = !active_.empty() && active_.back()->header.num_rows == r;
+        route.header = alike ? active_.back()->header : fill(shape_.dispatch, source_, step, layer, r, payload);
         route.expected = fill(shape_.reply, static_cast<int32_t>(shard), step, layer, r, rows_bytes);
         route.sent = 0;
         route.message_bytes = kLinkHeaderBytes + payload;
@@ -207,55 +211,20 @@ CourierStatus Courier::wait(int64_t deadline_ns, bool sending) {
     return kDone;
 }
 
-template <class Row>
-void Courier::sum_rows(float* y_TD) {
+void Courier::sum(float* y_TD) {
     const int64_t d = shape_.dispatch.hidden_size;
+    const auto add = shape_.row_bytes == 4 * d ? sum_fp32 : sum_bf16;
     next_.assign(active_.size(), 0);
     for (int64_t t = 0; t < rows_.num_rows; t++) {
-        float* y_D = y_TD + t * d;
-        // To zeros first: -0.0 becomes the same in every transport.
-        std::fill(y_D, y_D + d, 0.0f);
+        parts_.clear();
         for (size_t i = 0; i < active_.size(); i++) {
             const Route& route = *active_[i];
-            if (next_[i] == static_cast<int64_t>(route.rows_R.size()) || route.rows_R[next_[i]] != t) continue;
-            const uint8_t* rows = links_[route.shard]->buffer + kLinkHeaderBytes;
-            Row::add(rows + next_[i]++ * shape_.row_bytes, y_D, d);
+            if (next_[i] == route.rows_R.size() || route.rows_R[next_[i]] != t) continue;
+            const int64_t row = static_cast<int64_t>(next_[i]++);
+            parts_.push_back(links_[route.shard]->buffer + kLinkHeaderBytes + row * shape_.row_bytes);
         }
+        add(parts_.data(), static_cast<int64_t>(parts_.size()), y_TD + t * d, d);
     }
-}
-
-namespace {
-
-struct Fp32Row {
-    static void add(const uint8_t* from, float* y_D, int64_t d) {
-        for (int64_t i = 0; i < d; i++) {
-            float value;
-            memcpy(&value, from + i * 4, 4);
-            y_D[i] += value;
-        }
-    }
-};
-
-struct Bf16Row {
-    static void add(const uint8_t* from, float* y_D, int64_t d) {
-        for (int64_t i = 0; i < d; i++) {
-            uint16_t half;
-            memcpy(&half, from + i * 2, 2);
-            const uint32_t bits = static_cast<uint32_t>(half) << 16;
-            float value;
-            memcpy(&value, &bits, 4);
-            y_D[i] += value;
-        }
-    }
-};
-
-}  // namespace
-
-void Courier::sum(float* y_TD) {
-    if (shape_.row_bytes == 4 * static_cast<int64_t>(shape_.dispatch.hidden_size))
-        sum_rows<Fp32Row>(y_TD);
-    else
-        sum_rows<Bf16Row>(y_TD);
 }
 
 }  // namespace moonshard

@@ -1,6 +1,8 @@
 // The attention side: rows out to the shards of their experts, sums back in shard order.
 // Shapes: T rows of a step, R rows of one shard, D hidden size, K experts per token.
 #pragma once
+#include <stddef.h>
+
 #include <vector>
 
 #include "link.h"
@@ -53,8 +55,6 @@ private:
     CourierStatus wait(int64_t deadline_ns, bool sending);
     bool any_trouble() const;
     void sum(float* y_TD);
-    template <class Row>
-    void sum_rows(float* y_TD);
 
     const LinkShape shape_;
     Link* const* const links_;
@@ -63,7 +63,8 @@ private:
     std::vector<Route> routes_;  // by shard; only `active_` of them carry rows
     std::vector<Route*> active_;
     std::vector<pollfd> polled_;
-    std::vector<int64_t> next_;     // row of each active route that the sum reaches next
+    std::vector<size_t> next_;  // row of each active route that the sum reaches next
+    std::vector<const uint8_t*> parts_;
     int64_t waiting_since_ns_ = 0;  // in `combine`; 0: the replies are early, nobody waits
 };
 

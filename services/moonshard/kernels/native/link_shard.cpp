@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "link_rows.h"
+
 namespace moonshard {
 
 namespace {
@@ -70,14 +72,6 @@ void serve(const LinkShape& shape, Link& link, int revents) {
     if (read_some(link, link.capacity - link.filled)) check_message(shape, link);
 }
 
-// As torch rounds: to nearest, ties to even; a NaN stays one.
-uint16_t to_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    const uint16_t rounded = static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-    return (bits & 0x7FFFFFFFu) > 0x7F800000u ? uint16_t{0x7FC0} : rounded;
-}
-
 }  // namespace
 
 int32_t receive(const LinkShape& shape, Link* const* links, int32_t num_links, int32_t listener, int64_t timeout_ns) {
@@ -107,9 +101,7 @@ int64_t reply(const LinkShape& shape, Link& link, uint64_t step, int32_t layer, 
               bool convert, uint16_t* scratch) {
     const int64_t bytes = num_rows * shape.row_bytes;
     if (convert) {
-        const int64_t count = num_rows * shape.reply.hidden_size;
-        const float* values = static_cast<const float*>(y);
-        for (int64_t i = 0; i < count; i++) scratch[i] = to_bf16(values[i]);
+        round_to_bf16(static_cast<const float*>(y), scratch, num_rows * shape.reply.hidden_size);
         y = scratch;
     }
     const LinkHeader header = fill(shape.reply, shape.reply.source, step, layer, num_rows, bytes);

@@ -9,6 +9,9 @@ from moonshard.errors import ConfigError, PeerLost
 
 _UNIX_PATH_BYTES_MAX = 107
 _BACKLOG = 128
+# 64 rows of 7168: 1.0 ms with eight links, against 1.6 with the kernel's default and 1.4 with 4 MB, which leaves the
+# cache. The kernel may grant less (net.core.wmem_max).
+_UNIX_SEND_BYTES = 600_000
 
 
 def parse(address: str) -> str | tuple[str, int]:
@@ -38,8 +41,10 @@ def connect(address: str, timeout_s: float) -> socket.socket:
 
 
 def tune(connection: socket.socket) -> None:
-    """Send small messages at once, and notice a vanished host."""
-    if connection.family != socket.AF_UNIX:
+    """Send small messages at once, large ones in few turns, and notice a vanished host."""
+    if connection.family == socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_SEND_BYTES)
+    else:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -52,6 +57,7 @@ def _connect_unix(path: str, timeout_s: float) -> socket.socket:
     except OSError:
         connection.close()
         raise
+    tune(connection)
     return connection
 
 

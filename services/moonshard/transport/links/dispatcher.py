@@ -8,9 +8,7 @@ import os
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,61 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moonshard.errors import PeerLost, ProtocolMismatch, TransportError, TransportTimeout
-from moonshard.kernels.links import NOT_TAKEN, LinkRecord, State, Status, native_links
+from moonshard.kernels import links as kernel_links
+from moonshard.kernels.links import NOT_TAKEN, LinkRecord, State, Status
 from moonshard.transport import wire
 from moonshard.transport.contract import TransportStats, WireSpec, sum_in_shard_order
 from moonshard.transport.links import address, handshake
 from moonshard.transport.links.courier import Courier
+from moonshard.transport.links.handle import LinkHandle, ShardLink
 from moonshard.transport.links.routing import ShardRows, split_by_shard
 from moonshard.transport.links.stats import LinkStats
 from moonshard.transport.links.stream import Message, Stream
 from moonshard.transport.wire import Kind
-
-
-@dataclass(slots=True, eq=False)
-class LinkHandle:
-    """Owns the rows until combine is done, so that they can be sent again."""
-
-    step: int
-    layer: int
-    x_TD: Tensor
-    topk_ids_TK: Tensor
-    topk_weights_TK: Tensor
-    routes: dict[int, ShardRows] = field(default_factory=dict)
-    headers: dict[int, bytes] = field(default_factory=dict)
-    sums: dict[int, Tensor] = field(default_factory=dict)
-    abandoned: bool = False
-
-    @property
-    def missing(self) -> list[int]:
-        return [shard for shard in self.routes if shard not in self.sums]
-
-    def num_rows_of(self, shard: int) -> int:
-        return len(self.routes[shard].ids_RK)
-
-
-class _Link:
-    """One shard as the dispatcher sees it. `pending`: handles whose replies are due, oldest first per (step, layer)."""
-
-    def __init__(self, shard: int, stream: Stream) -> None:
-        self.shard = shard
-        self.stream = stream
-        self.max_rows = 0
-        self.pending: dict[tuple[int, int], deque[LinkHandle]] = {}
-        self.error: TransportError | None = None
-
-    def expect_reply(self, handle: LinkHandle) -> None:
-        self.pending.setdefault((handle.step, handle.layer), deque()).append(handle)
-
-    def take_pending(self, step: int, layer: int) -> LinkHandle:
-        waiting = self.pending.get((step, layer))
-        if not waiting:
-            due = ", ".join(f"(step {s}, layer {n})" for s, n in self.pending) or "none"
-            raise ProtocolMismatch(f"reply: expected one of the outstanding: {due}; got (step {step}, layer {layer})")
-        handle = waiting.popleft()
-        if not waiting:
-            del self.pending[step, layer]
-        return handle
 
 
 class LinkDispatcher:
@@ -89,15 +43,15 @@ class LinkDispatcher:
         self._step = -1
         self._woken = threading.Event()
         self._poll = select.poll()
-        self._links: list[_Link] = []
-        self._by_fd: dict[int, _Link] = {}
+        self._links: list[ShardLink] = []
+        self._by_fd: dict[int, ShardLink] = {}
         self._wait_started: float | None = None
         self._courier: Courier | None = None
         self._carried: LinkHandle | None = None
         self._calm = True
         try:
             self._connect(addresses)
-            if library := native_links():
+            if library := kernel_links.native_links():
                 self._courier = Courier(library, spec, source, [link.stream for link in self._links])
         except BaseException:
             self.close()
@@ -137,6 +91,7 @@ class LinkDispatcher:
         self._woken.set()
 
     def close(self) -> None:
+        self._courier = None
         for link in self._links:
             link.stream.close()
         self._woken.set()
@@ -174,7 +129,7 @@ class LinkDispatcher:
             broken, cut, record.error, record.num_unsent = record.error, record.num_unsent, 0, 0
             record.state = State.QUIET
             if broken == NOT_TAKEN:
-                where = _where(handle, [shard])
+                where = handle.where([shard])
                 self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._timeout_s:g} s"))
             elif broken:
                 self._lose(link, PeerLost(f"the link broke while sending: {os.strerror(broken)}"))
@@ -203,7 +158,7 @@ class LinkDispatcher:
             while missing := handle.missing:
                 self._raise_lost(handle, missing)
                 if not self._pump(deadline):
-                    raise TransportTimeout(f"{_where(handle, missing)}: no reply within {self._timeout_s:g} s")
+                    raise TransportTimeout(f"{handle.where(missing)}: no reply within {self._timeout_s:g} s")
         except TransportError:
             handle.abandoned = True
             raise
@@ -215,7 +170,7 @@ class LinkDispatcher:
         deadline = time.monotonic() + self._timeout_s
         for shard, target in enumerate(addresses):
             try:
-                link = _Link(shard, Stream(address.connect(target, self._timeout_s)))
+                link = ShardLink(shard, Stream(address.connect(target, self._timeout_s)))
             except PeerLost as error:
                 raise PeerLost(f"shard {shard}: {error}") from error
             self._links.append(link)
@@ -235,7 +190,7 @@ class LinkDispatcher:
 
     def _send_rows(
         self,
-        link: _Link,
+        link: ShardLink,
         handle: LinkHandle,
         rows_TB: wire.Bytes,
         weights_TK: NDArray[np.float32],
@@ -270,7 +225,7 @@ class LinkDispatcher:
                 self._poll.modify(link.stream, select.POLLIN | select.POLLOUT)
             if not self._pump(deadline):
                 for link in unsent:
-                    where = _where(handle, [link.shard])
+                    where = handle.where([link.shard])
                     self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._timeout_s:g} s"))
 
     def _pump(self, deadline: float) -> bool:
@@ -282,7 +237,7 @@ class LinkDispatcher:
                 self._serve(link, event)
         return bool(events)
 
-    def _serve(self, link: _Link, event: int) -> None:
+    def _serve(self, link: ShardLink, event: int) -> None:
         try:
             messages = link.stream.receive() if event & ~select.POLLOUT else link.stream.messages()
             for message in messages:
@@ -294,7 +249,7 @@ class LinkDispatcher:
         except TransportError as error:
             self._lose(link, error)
 
-    def _accept(self, link: _Link, message: Message) -> None:
+    def _accept(self, link: ShardLink, message: Message) -> None:
         header, payload = message
         if not link.max_rows:
             link.max_rows = link.stream.record.max_rows = handshake.read_answer(message)
@@ -305,7 +260,7 @@ class LinkDispatcher:
         wire.expect("reply", "kind", Kind.REPLY.name, header.kind.name)
         self._accept_reply(link, header, payload)
 
-    def _accept_reply(self, link: _Link, header: wire.Header, payload: wire.Bytes) -> None:
+    def _accept_reply(self, link: ShardLink, header: wire.Header, payload: wire.Bytes) -> None:
         handle = link.take_pending(header.step, header.layer)
         num_rows = handle.num_rows_of(link.shard)
         expected = wire.reply_header(self.spec, link.shard, handle.step, handle.layer, num_rows)
@@ -315,9 +270,10 @@ class LinkDispatcher:
         if self._wait_started is not None and not handle.abandoned:
             link.stream.record.waited_ns += int((time.monotonic() - self._wait_started) * 1e9)
 
-    def _lose(self, link: _Link, error: TransportError) -> None:
+    def _lose(self, link: ShardLink, error: TransportError) -> None:
         """Close one link; whoever waits for it learns from `combine`, in the shard's last words if there are any."""
-        link.error = _last_words(link, error) if isinstance(error, PeerLost) else error
+        self._calm = False
+        link.error = link.last_words(error) if isinstance(error, PeerLost) else error
         if not link.stream.closed:
             self._poll.unregister(link.stream)
             del self._by_fd[link.stream.fileno()]
@@ -327,7 +283,7 @@ class LinkDispatcher:
     def _raise_lost(self, handle: LinkHandle, missing: Sequence[int]) -> None:
         for shard in missing:
             if error := self._links[shard].error:
-                raise type(error)(f"{_where(handle, [shard])}: {error}")
+                raise type(error)(f"{handle.where([shard])}: {error}")
 
     def _sum(self, handle: LinkHandle) -> Tensor:
         parts = [
@@ -336,18 +292,3 @@ class LinkDispatcher:
         ]
         y_TD = sum_in_shard_order(parts, handle.x_TD.shape[0], self.spec.hidden_size)
         return y_TD.to(handle.x_TD.device)
-
-
-def _last_words(link: _Link, error: TransportError) -> TransportError:
-    try:
-        for header, payload in link.stream.receive():
-            if header.kind in (Kind.ERROR, Kind.REFUSE):
-                return ProtocolMismatch(f"the shard closed the link: {handshake.text(payload)}")
-    except TransportError:
-        pass
-    return error
-
-
-def _where(handle: LinkHandle, shards: Sequence[int]) -> str:
-    names = ", ".join(map(str, shards))
-    return f"shard {names}, layer {handle.layer}, step {handle.step}"

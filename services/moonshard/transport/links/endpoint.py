@@ -76,6 +76,7 @@ class LinkEndpoint:
         self._poller = make_poller(self._listener.socket, shape)
         self._replies = make_replies(shape, spec, shard)
         self._strangers: set[_Link] = set()
+        self._row_bytes = wire.reply_bytes(spec, 1)
 
     def receive(self, timeout_s: float) -> ExpertBatch | None:
         started = time.monotonic()
@@ -85,16 +86,17 @@ class LinkEndpoint:
             if remaining_s <= 0:
                 return None
             self._pump(remaining_s)
-        self.stats.wait_s[self._waiting[0].link.source] += time.monotonic() - started
-        return self._merge(self._take_layer())
+        taken = self._take_layer()
+        self.stats.wait_s[taken[0].link.source] += time.monotonic() - started
+        return self._merge(taken)
 
     def reply(self, batch: ExpertBatch, y_RD: Tensor) -> None:
         assert y_RD.shape == batch.x_RD.shape, f"{tuple(y_RD.shape)} sums for {tuple(batch.x_RD.shape)} rows"
-        alone = len(batch.segments) == 1
+        if len(batch.ticket) == 1:
+            return self._reply(batch.ticket[0], y_RD)
         for segment, waiting in zip(batch.segments, batch.ticket, strict=True):
-            self._reply(waiting.link, waiting.header, y_RD if alone else y_RD[segment.start : segment.stop])
-            if waiting.slab and not waiting.link.stream.unsent:
-                self._slabs.give(waiting.slab)
+            self._reply(waiting, y_RD[segment.start : segment.stop])
+        return None
 
     def close(self) -> None:
         for link in self._links.values():
@@ -148,9 +150,12 @@ class LinkEndpoint:
 
     def _take_message(self, link: _Link) -> None:
         """A native call has read and checked a DISPATCH."""
-        record, slab = link.stream.record, link.stream.take_slab()
-        header = wire.dispatch_header(self.spec, link.source, record.step, record.layer, record.num_rows)
-        self._append(_Waiting(link, header, *slab.dispatch(self.spec, record.num_rows), slab))
+        stream, spec = link.stream, self.spec
+        record, slab = stream.record, stream.take_slab()
+        num_rows = record.num_rows
+        ids_RK, weights_RK, x_RD = slab.views.get(num_rows) or slab.dispatch(spec, num_rows)
+        header = wire.dispatch_header(spec, link.source, record.step, record.layer, num_rows)
+        self._append(_Waiting(link, header, ids_RK, weights_RK, x_RD, slab))
 
     def _append(self, waiting: _Waiting) -> None:
         link = waiting.link
@@ -221,7 +226,8 @@ class LinkEndpoint:
     def _take_layer(self) -> list[_Waiting]:
         """The oldest message and the others of its layer, whole, as long as they fit max_rows."""
         if len(self._waiting) == 1:
-            return [self._release(self._waiting.popleft())]
+            self._waiting[0].link.num_waiting = 0
+            return [self._waiting.popleft()]
         layer, num_rows = self._waiting[0].header.layer, 0
         taken: list[_Waiting] = []
         for waiting in self._waiting:
@@ -247,28 +253,26 @@ class LinkEndpoint:
             segments.append(Segment(waiting.link.source, waiting.header.step, start, stop))
         self.stats.num_dispatches += 1
         self.stats.num_rows += stop
-        return ExpertBatch(
-            taken[0].header.layer,
-            _cat([waiting.x_RD for waiting in taken]),
-            _cat([waiting.ids_RK for waiting in taken]),
-            _cat([waiting.weights_RK for waiting in taken]),
-            tuple(segments),
-            ticket=taken,
-        )
+        x_RD, ids_RK, weights_RK = taken[0].x_RD, taken[0].ids_RK, taken[0].weights_RK
+        if len(taken) > 1:
+            x_RD = torch.cat([waiting.x_RD for waiting in taken])
+            ids_RK = torch.cat([waiting.ids_RK for waiting in taken])
+            weights_RK = torch.cat([waiting.weights_RK for waiting in taken])
+        return ExpertBatch(taken[0].header.layer, x_RD, ids_RK, weights_RK, tuple(segments), taken)
 
-    def _reply(self, link: _Link, asked: wire.Header, y_RD: Tensor) -> None:
-        if link.stream.closed:
+    def _reply(self, waiting: _Waiting, y_RD: Tensor) -> None:
+        link, asked = waiting.link, waiting.header
+        stream = link.stream
+        if stream.closed:
             _log.warning("shard %d drops a reply for layer %d: %s is gone", self.shard, asked.layer, link.name)
             return
         try:
-            self._replies.send(link.stream, asked, y_RD)
+            self._replies.send(stream, asked, y_RD)
         except PeerLost as error:
             self._close_link(link, logging.WARNING, error)
             return
-        if link.stream.unsent:
+        self.stats.sent_bytes[link.source] += wire.HEADER_BYTES + asked.num_rows * self._row_bytes
+        if stream.unsent:
             self._watch(link)
-        self.stats.sent_bytes[link.source] += wire.HEADER_BYTES + wire.reply_bytes(self.spec, asked.num_rows)
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        elif waiting.slab:
+            self._slabs.give(waiting.slab)

@@ -1,4 +1,4 @@
-"""Waiting on the shard's side: which links have something to do. With the library, whole messages come from one call."""
+"""Waiting on the shard's side: which links have something to do. Natively, whole messages come from one call."""
 
 import ctypes
 import math
@@ -6,11 +6,16 @@ import select
 import socket
 from typing import Protocol
 
-from moonshard.kernels.links import LinkRecord, LinkShape, State, native_links
+from moonshard.kernels import links as kernel_links
+from moonshard.kernels.links import LinkRecord, LinkShape, State
 from moonshard.transport.links.stream import Stream
 
 MESSAGE = 1 << 16
 """An event beside poll's: a whole, checked DISPATCH fills the stream's slab."""
+
+
+# Plain numbers: an enumeration's members cost a look-up each, for every batch.
+_MESSAGE, _TROUBLE = int(State.MESSAGE), int(State.TROUBLE)
 
 
 class Poller(Protocol):
@@ -74,15 +79,15 @@ class NativePoller:
         stream.record.reads = reads
 
     def wait(self, timeout_s: float) -> list[tuple[int, int]]:
-        timeout_ns = max(0, int(timeout_s * 1e9))
+        timeout_ns = int(timeout_s * 1e9)
         found = self._receive(self._shape_at, self._table_at, len(self._records), self._listener_fd, timeout_ns)
         if not found:
             return []
         events = []
         for record in self._records:
-            if record.state == State.MESSAGE:
+            if (state := record.state) == _MESSAGE:
                 events.append((record.fd, MESSAGE))
-            elif record.state == State.TROUBLE:
+            elif state == _TROUBLE:
                 record.state = State.QUIET
                 events.append((record.fd, record.revents))
         if found > len(events):
@@ -95,5 +100,5 @@ class NativePoller:
 
 
 def make_poller(listener: socket.socket, shape: LinkShape) -> Poller:
-    library = native_links()
+    library = kernel_links.native_links()
     return NativePoller(library, listener, shape) if library else PythonPoller(listener)

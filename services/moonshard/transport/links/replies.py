@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moonshard.errors import PeerLost
-from moonshard.kernels.links import native_links
+from moonshard.kernels import links as kernel_links
 from moonshard.transport import wire
 from moonshard.transport.contract import WireSpec
 from moonshard.transport.links.shape import Shape
@@ -18,7 +18,7 @@ from moonshard.transport.links.stream import Stream
 
 class Replies(Protocol):
     def send(self, stream: Stream, asked: wire.Header, y_RD: Tensor) -> None:
-        """Answer the DISPATCH with that header. What the socket does not take stays with the stream. Raises PeerLost."""
+        """Answer the DISPATCH of that header; the stream keeps what the socket does not take. Raises PeerLost."""
 
 
 class PythonReplies:
@@ -68,5 +68,5 @@ class NativeReplies:
 
 
 def make_replies(shape: Shape, spec: WireSpec, shard: int) -> Replies:
-    library = native_links()
+    library = kernel_links.native_links()
     return NativeReplies(library, shape, spec, shard) if library else PythonReplies(spec, shard)

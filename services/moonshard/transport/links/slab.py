@@ -14,26 +14,21 @@ _VIEWS_MAX = 16
 class Slab:
     """`num_bytes` of memory that a message fills from its start, and the tensors that were made over it."""
 
-    __slots__ = ("_views", "address", "array")
+    __slots__ = ("address", "array", "num_bytes", "views")
 
     def __init__(self, num_bytes: int) -> None:
         self.array: wire.Bytes = np.empty(num_bytes, np.uint8)
         self.address: int = self.array.ctypes.data
-        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def __len__(self) -> int:
-        return len(self.array)
+        self.num_bytes = num_bytes
+        self.views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def dispatch(self, spec: WireSpec, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """ids_RK, weights_RK and x_RD of the DISPATCH that fills the slab; made once for each number of rows."""
-        views = self._views.get(num_rows)
-        if views is None:
-            if len(self._views) >= _VIEWS_MAX:
-                self._views.clear()
-            stop = wire.HEADER_BYTES + wire.dispatch_bytes(spec, num_rows)
-            views = wire.split_dispatch(self.array[wire.HEADER_BYTES : stop], spec, num_rows)
-            self._views[num_rows] = views
-        return views
+        """ids_RK, weights_RK and x_RD of the DISPATCH that fills the slab; kept in `views`."""
+        if len(self.views) >= _VIEWS_MAX:
+            self.views.clear()
+        stop = wire.HEADER_BYTES + wire.dispatch_bytes(spec, num_rows)
+        self.views[num_rows] = wire.split_dispatch(self.array[wire.HEADER_BYTES : stop], spec, num_rows)
+        return self.views[num_rows]
 
 
 class SlabPool:
@@ -47,12 +42,12 @@ class SlabPool:
         if num_bytes <= SMALL_BYTES:
             return self._small.pop() if self._small else Slab(SMALL_BYTES)
         for i, slab in enumerate(self._large):
-            if len(slab) >= num_bytes:
+            if slab.num_bytes >= num_bytes:
                 return self._large.pop(i)
         self._large.clear()  # outgrown
         return Slab(num_bytes)
 
     def give(self, slab: Slab) -> None:
-        free = self._small if len(slab) == SMALL_BYTES else self._large
+        free = self._small if slab.num_bytes == SMALL_BYTES else self._large
         if len(free) < _FREE_MAX:
             free.append(slab)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moonshard.errors import PeerLost, ProtocolMismatch
-from moonshard.kernels.links import LinkRecord, State
+from moonshard.kernels.links import LinkRecord
 from moonshard.transport.links.slab import SMALL_BYTES, Slab, SlabPool
 from moonshard.transport.wire import CONTROL_BYTES_MAX, HEADER_BYTES, Bytes, Header, parse_header
 
@@ -96,18 +96,18 @@ class Stream:
     def reserve(self, num_bytes: int) -> None:
         """Make room for a message of that size. Between messages only."""
         assert not self.record.filled, "a message is arriving"
-        if len(self._slab) < num_bytes:
+        if self._slab.num_bytes < num_bytes:
             self._use(Slab(num_bytes))
 
     def shrink(self, num_bytes: int) -> None:
         """Give up memory beyond num_bytes. Between messages only."""
-        if len(self._slab) > num_bytes and not self.record.filled:
+        if self._slab.num_bytes > num_bytes and not self.record.filled:
             self._use(self._slabs.take())
 
     def take_slab(self) -> Slab:
         """The memory with the message that a native call has read into it."""
-        slab = self._slab
-        self.record.filled, self.record.state = 0, State.QUIET
+        slab, record = self._slab, self.record
+        record.filled = record.state = 0
         self._header = None
         self._use(self._slabs.take())
         return slab
@@ -115,11 +115,12 @@ class Stream:
     def close(self) -> None:
         self._socket.close()
         self._outbox.clear()
-        self.record.num_unsent = 0
+        # The number may soon be somebody else's.
+        self.record.fd, self.record.num_unsent = -1, 0
 
     def _use(self, slab: Slab) -> None:
         self._slab = slab
-        self.record.buffer, self.record.capacity = slab.address, len(slab)
+        self.record.buffer, self.record.capacity = slab.address, slab.num_bytes
 
     def _publish(self) -> None:
         """Tell the native calls what to send when there is room."""
@@ -167,7 +168,7 @@ class Stream:
         size = HEADER_BYTES + self._header.payload_bytes
         if filled >= size:
             return self._take(self._header, size)
-        if size > len(self._slab):
+        if size > self._slab.num_bytes:
             self._move(self._slabs.take(size), 0)
         return None
 
@@ -191,7 +192,7 @@ class Stream:
         own = size > SMALL_BYTES and self.record.filled == size
         payload = self._slab.array[HEADER_BYTES:size]
         message = Message(header, payload if own else payload.copy())
-        outgrown = len(self._slab) > SMALL_BYTES and self.record.filled - size <= SMALL_BYTES
+        outgrown = self._slab.num_bytes > SMALL_BYTES and self.record.filled - size <= SMALL_BYTES
         self._move(self._slabs.take() if outgrown else self._slab, size)
         return message
 

@@ -1,0 +1,73 @@
+"""What a dispatcher has on its way: the handle of one dispatch, and the link to one shard."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from moonshard.errors import ProtocolMismatch, TransportError
+from moonshard.transport.links import handshake
+from moonshard.transport.links.routing import ShardRows
+from moonshard.transport.links.stream import Stream
+from moonshard.transport.wire import Kind
+
+
+@dataclass(slots=True, eq=False)
+class LinkHandle:
+    """Owns the rows until combine is done, so that they can be sent again."""
+
+    step: int
+    layer: int
+    x_TD: Tensor
+    topk_ids_TK: Tensor
+    topk_weights_TK: Tensor
+    routes: dict[int, ShardRows] = field(default_factory=dict)
+    headers: dict[int, bytes] = field(default_factory=dict)
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    abandoned: bool = False
+
+    @property
+    def missing(self) -> list[int]:
+        return [shard for shard in self.routes if shard not in self.sums]
+
+    def where(self, shards: Sequence[int]) -> str:
+        """The beginning of an error's message."""
+        return f"shard {', '.join(map(str, shards))}, layer {self.layer}, step {self.step}"
+
+    def num_rows_of(self, shard: int) -> int:
+        return len(self.routes[shard].ids_RK)
+
+
+class ShardLink:
+    """One shard as the dispatcher sees it. `pending`: handles whose replies are due, oldest first per (step, layer)."""
+
+    def __init__(self, shard: int, stream: Stream) -> None:
+        self.shard = shard
+        self.stream = stream
+        self.max_rows = 0
+        self.pending: dict[tuple[int, int], deque[LinkHandle]] = {}
+        self.error: TransportError | None = None
+
+    def expect_reply(self, handle: LinkHandle) -> None:
+        self.pending.setdefault((handle.step, handle.layer), deque()).append(handle)
+
+    def take_pending(self, step: int, layer: int) -> LinkHandle:
+        waiting = self.pending.get((step, layer))
+        if not waiting:
+            due = ", ".join(f"(step {s}, layer {n})" for s, n in self.pending) or "none"
+            raise ProtocolMismatch(f"reply: expected one of the outstanding: {due}; got (step {step}, layer {layer})")
+        handle = waiting.popleft()
+        if not waiting:
+            del self.pending[step, layer]
+        return handle
+
+    def last_words(self, error: TransportError) -> TransportError:
+        """What the shard said before it hung up, else `error`."""
+        try:
+            for header, payload in self.stream.receive():
+                if header.kind in (Kind.ERROR, Kind.REFUSE):
+                    return ProtocolMismatch(f"the shard closed the link: {handshake.text(payload)}")
+        except TransportError:
+            pass
+        return error
