@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t kTileRows = 8;        // rows of one sequence that share the keys they read
 constexpr int64_t kItemsPerThread = 3;  // so that threads end together
-constexpr int64_t kHeadStep = 4;
+constexpr int64_t kFewHeads = 4;        // no fewer in an item; beyond, whole tiles of registers
+constexpr int64_t kHeadStep = 8;
 
 struct RowTile {
     int64_t first, last;  // of the queries' rows
@@ -26,9 +27,10 @@ public:
             row = end;
         }
         for (int64_t row = 0; row < queries.rows; row++) keys_ += visible(row);
-        const int64_t groups = pool.num_threads() * kItemsPerThread / static_cast<int64_t>(tiles_.size()) + 1;
-        group_heads_ = (queries.heads / groups + kHeadStep - 1) / kHeadStep * kHeadStep;
-        group_heads_ = std::max(group_heads_, kHeadStep);
+        const int64_t items = pool.num_threads() > 1 ? pool.num_threads() * kItemsPerThread : 0;
+        const int64_t groups = items / static_cast<int64_t>(tiles_.size()) + 1;
+        const int64_t share = (queries.heads + groups - 1) / groups;
+        group_heads_ = share <= kFewHeads ? kFewHeads : (share + kHeadStep - 1) / kHeadStep * kHeadStep;
     }
 
     void run() const {
