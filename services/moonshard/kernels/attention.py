@@ -246,8 +246,8 @@ class Head:
         x, y, products = structs.operand(x_ND), structs.operand(logits_NV), TYPES[_DTYPES[activations]]
         # fmt: off
         check(native().ms_norm_multiply(
-            pool.handle, self._norm_D.data_ptr(), self._eps, byref(self._weight.native), byref(x), x_ND.shape[0], products,
-            byref(y),
+            pool.handle, self._norm_D.data_ptr(), self._eps, byref(self._weight.native), byref(x), x_ND.shape[0],
+            products, byref(y),
         ))
         # fmt: on
         return logits_NV
