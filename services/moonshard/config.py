@@ -32,13 +32,21 @@ class RouterConfig(_Section):
 
 
 class AttentionConfig(_Section):
-    """Limits of one attention worker. KV capacity is num_blocks x block_size tokens."""
+    """Limits of one attention worker. KV capacity is num_blocks x block_size tokens. num_threads 0 is auto."""
 
+    num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     max_num_seqs: PositiveInt = 64
     max_step_tokens: PositiveInt = 512
     prefill_chunk: PositiveInt = 256
     block_size: Annotated[int, Field(ge=1, le=1024)] = 16
     num_blocks: PositiveInt = 4096
+
+
+class ExpertConfig(_Section):
+    """One expert shard. num_threads 0 is auto. activations: of rows inside an expert on the native CPU kernels."""
+
+    num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    activations: Literal["auto", "float32", "int16", "int8"] = "auto"
 
 
 class TimeoutConfig(_Section):
@@ -62,9 +70,11 @@ class MetricsConfig(_Section):
 class CellConfig(_Section):
     """One cell: a router, its attention workers and its expert shards.
 
-    links: sockets of the `links` transport. latent_norm_eps: None takes the checkpoint's rms_norm_eps, as vLLM and
-    SGLang do; 1e-6 is what transformers computes (specification 2.1). run_dir holds sockets and router.json.
-    collective_address: where rank 0 of the `all_to_all` transport meets the others.
+    links: sockets of the `links` transport. dtype: of activations and of rows on the wire. kernels: "native" are the
+    C++ kernels for CPUs, "torch" its operators, "auto" the former where they are built. latent_norm_eps: None takes
+    the checkpoint's rms_norm_eps, as vLLM and SGLang do; 1e-6 is what transformers computes (specification 2.1).
+    run_dir holds sockets and router.json. collective_address: where rank 0 of the `all_to_all` transport meets the
+    others.
     """
 
     checkpoint: Path
@@ -75,12 +85,13 @@ class CellConfig(_Section):
     links: Literal["unix", "tcp"] = "unix"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    kernels: Literal["auto", "native", "torch"] = "auto"
     latent_norm_eps: float | None = Field(default=None, gt=0)
-    threads_per_worker: PositiveInt = 1
     run_dir: Path = Path("/tmp/moonshard")
     collective_address: str = "127.0.0.1:29500"
     router: RouterConfig = RouterConfig()
     attention: AttentionConfig = AttentionConfig()
+    experts: ExpertConfig = ExpertConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     metrics: MetricsConfig = MetricsConfig()
 

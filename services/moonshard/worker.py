@@ -16,9 +16,10 @@ import psutil
 import torch
 from prometheus_client import CollectorRegistry
 
-from moonshard import log
+from moonshard import kernels, log
 from moonshard.config import CellConfig
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError
+from moonshard.kernels import Pool
 from moonshard.metrics import new_registry, serve_metrics
 from moonshard.model.config import ModelConfig
 from moonshard.process import Lifetime
@@ -174,7 +175,7 @@ def _serve(worker: Worker, serve: Callable[[Worker], None]) -> None:
 @contextmanager
 def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> Iterator[Worker]:
     config, rank = arguments.config, arguments.rank
-    torch.set_num_threads(config.threads_per_worker)
+    torch.set_num_threads(max(1, _num_threads(role, config)))
     model = ModelConfig.from_dir(config.checkpoint)
     topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention)
     device, dtype = resolve_device(config, rank)
@@ -196,6 +197,21 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
             link.close()
     finally:
         metrics.close()
+
+
+def _num_threads(role: str, config: CellConfig) -> int:
+    return config.experts.num_threads if role == "expert" else config.attention.num_threads
+
+
+def native_pool(worker_role: str, config: CellConfig, device: torch.device) -> Pool | None:
+    """Threads for the native CPU kernels, or None where torch's operators serve. ConfigError when demanded in vain."""
+    if config.kernels == "torch":
+        return None
+    if device.type == "cpu" and kernels.available():
+        return Pool(max(1, _num_threads(worker_role, config)))
+    if config.kernels == "native":
+        raise ConfigError("kernels", f"native kernels are not built or not for {device.type!r}; use auto or torch")
+    return None
 
 
 def resolve_device(config: CellConfig, rank: int) -> tuple[torch.device, torch.dtype]:

@@ -13,11 +13,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from moonshard.kernels import Int4Experts, Pool, available, linear
+from moonshard.kernels import Bf16Linear, Int4Experts, Pool, Precision, available
 from moonshard.kernels.limits import dot_peak, read_bandwidth
 
 WIDTH, HIDDEN, RING = 7168, 2048, 24
@@ -25,6 +26,9 @@ EXPERT_ROWS = (1, 2, 4, 8, 16, 32, 128)
 LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 128, 512)
 LINEAR_SHAPES = {"o_proj": (7168, 8192), "q_b_proj": (12288, 1536), "shared gate": (2048, 7168), "S 1024": (1024, 1024)}
 RING_BYTES = 1 << 30
+PRECISIONS: tuple[Precision, ...] = ("int8", "int16")
+
+Matrix = Callable[[torch.Tensor], torch.Tensor]
 
 
 def median_s(run: Callable[[], object], budget_s: float) -> float:
@@ -60,45 +64,49 @@ def figures(seconds: float, num_bytes: int, operations: int, limits: dict[str, f
 
 
 def bench_experts(
-    pool: Pool, stack: Int4Experts, limits: dict[str, float], budget_s: float
+    pool: Pool, stack: Int4Experts, precision: Precision, limits: dict[str, float], budget_s: float
 ) -> Iterator[dict[str, object]]:
     """One call works on every expert of the ring with `rows` rows each; figures are per expert."""
     for rows in EXPERT_ROWS:
         used = RING if rows <= 8 else 6
-        x = torch.randn(rows, WIDTH)
         ids = torch.arange(used).repeat(rows, 1)
-        weights = torch.full((rows, used), 0.1)
-        seconds = median_s(lambda: stack.forward(pool, x, ids, weights), budget_s) / used  # noqa: B023
-        size = stack.resident_bytes // RING
-        found = figures(seconds, size, 6 * WIDTH * HIDDEN * rows, limits, "int8")
-        yield {"kernel": "int4 expert", "threads": pool.num_threads, "rows": rows, **found}
+        call = partial(
+            stack.forward, pool, torch.randn(rows, WIDTH), ids, torch.full((rows, used), 0.1), precision=precision
+        )
+        seconds = median_s(call, budget_s) / used
+        found = figures(seconds, stack.resident_bytes // RING, 6 * WIDTH * HIDDEN * rows, limits, "int8")
+        yield {"kernel": f"int4 expert, {precision}", "threads": pool.num_threads, "rows": rows, **found}
 
 
 def bench_linear(
-    name: str,
-    run: Callable[[torch.Tensor, torch.Tensor], object],
-    threads: int,
-    limits: dict[str, float],
-    budget_s: float,
+    name: str, ring: list[Matrix], size: int, threads: int, limits: dict[str, float], budget_s: float
 ) -> Iterator[dict[str, object]]:
-    """BF16 activations over a ring of matrices for each shape."""
-    for shape, (columns, inputs) in LINEAR_SHAPES.items():
-        size = 2 * columns * inputs
-        ring = torch.full((RING_BYTES // size, columns, inputs), 0.5, dtype=torch.bfloat16)
-        for rows in LINEAR_ROWS:
-            x = torch.randn(rows, inputs).bfloat16()
-            following = itertools.cycle(ring)
-            several = max(1, min(len(ring), int(2e7 / size)))
+    """BF16 activations over a ring of matrices of `size` weights, each a function of x."""
+    inputs = int(name.rpartition("x")[2])
+    for rows in LINEAR_ROWS:
+        x = torch.randn(rows, inputs).bfloat16()
+        following = itertools.cycle(ring)
+        several = min(len(ring), max(1, 10_000_000 // size))
 
-            def calls(
-                x: torch.Tensor = x, following: Iterator[torch.Tensor] = following, several: int = several
-            ) -> None:
-                for _ in range(several):
-                    run(x, next(following))
+        def calls(x: torch.Tensor = x, following: Iterator[Matrix] = following, several: int = several) -> None:
+            for _ in range(several):
+                next(following)(x)
 
-            seconds = median_s(calls, budget_s) / several
-            found = figures(seconds, size, 2 * columns * inputs * rows, limits, "bf16")
-            yield {"kernel": f"{name} {shape}", "threads": threads, "rows": rows, **found}
+        found = figures(median_s(calls, budget_s) / several, 2 * size, 2 * size * rows, limits, "bf16")
+        yield {"kernel": name, "threads": threads, "rows": rows, **found}
+
+
+def bench_linears(
+    pool: Pool, limits: dict[str, float], budget_s: float, with_torch: bool
+) -> Iterator[dict[str, object]]:
+    for shape, (outputs, inputs) in LINEAR_SHAPES.items():
+        size, name = outputs * inputs, f"{shape} {outputs}x{inputs}"
+        weights = torch.full((RING_BYTES // (2 * size), outputs, inputs), 0.5, dtype=torch.bfloat16)
+        if with_torch:
+            theirs: list[Matrix] = [partial(torch.nn.functional.linear, weight=w) for w in weights]
+            yield from bench_linear(f"torch {name}", theirs, size, pool.num_threads, limits, budget_s)
+        ours: list[Matrix] = [partial(Bf16Linear.pack(pool, w).forward, pool) for w in weights]
+        yield from bench_linear(f"bf16 {name}", ours, size, pool.num_threads, limits, budget_s)
 
 
 def measure_limits(pool: Pool) -> dict[str, float]:
@@ -111,11 +119,12 @@ def bench(threads: int, budget_s: float, with_torch: bool) -> Iterator[dict[str,
         limits = measure_limits(pool)
         rounded = {name: round(value / 1e9, 1) for name, value in limits.items()}
         yield {"kernel": "limits (1e9/s)", "isa": pool.isa, "threads": threads, **rounded}
-        yield from bench_experts(pool, make_experts(pool), limits, budget_s)
-        yield from bench_linear("bf16", lambda x, w: linear(pool, x, w), threads, limits, budget_s)
-        if with_torch:
-            torch.set_num_threads(threads)
-            yield from bench_linear("torch", torch.nn.functional.linear, threads, limits, budget_s)
+        stack = make_experts(pool)
+        for precision in PRECISIONS:
+            yield from bench_experts(pool, stack, precision, limits, budget_s)
+        del stack
+        torch.set_num_threads(threads)
+        yield from bench_linears(pool, limits, budget_s, with_torch)
         limits = measure_limits(pool)  # again: a neighbour's load shows as a difference
         rounded = {name: round(value / 1e9, 1) for name, value in limits.items()}
         yield {"kernel": "limits, after", "isa": pool.isa, "threads": threads, **rounded}
@@ -130,8 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     if not available():
         sys.exit("the native kernels are not built: run python -m moonshard.kernels")
-    torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, object]] = []
     for threads in options.threads:
         for row in bench(threads, options.seconds, options.torch):
             rows.append(row)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from transport_cluster import KINDS, Cell
 
 from moonshard.kernels import links as kernel_links
 from moonshard.transport.contract import WireSpec
+from tests.contract.transport_cluster import KINDS, Cell
 
 # torch's TCPStore looks up the name of 127.0.0.1 in DNS; where DNS drops packets each loss costs this long.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from transport_cluster import Cell, Worker, compute, expected, free_port, make_rows, make_spec, same_bits
 
 from moonshard.errors import ConfigError, PeerLost, ProtocolMismatch, TransportError, TransportTimeout
 from moonshard.transport.all_to_all import AllToAllDispatcher, AllToAllEndpoint, join_group
 from moonshard.transport.contract import Dispatcher, WireSpec
+from tests.contract.transport_cluster import Cell, Worker, compute, expected, free_port, make_rows, make_spec, same_bits
 
 SMALL = {"num_shards": 2, "num_experts": 24}
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from transport_cluster import Worker, compute, expected, make_rows, make_spec, same_bits
 
 from moonshard.errors import ConfigError, PeerLost, ProtocolMismatch, TransportTimeout
 from moonshard.transport import wire
 from moonshard.transport.contract import ExpertBatch, WireSpec
 from moonshard.transport.links import LinkDispatcher, LinkEndpoint, handshake
+from tests.contract.transport_cluster import Worker, compute, expected, make_rows, make_spec, same_bits
 
 pytestmark = pytest.mark.usefixtures("engine")
 

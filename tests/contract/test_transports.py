@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transport_cluster import Cell, Script, compute, expected, make_rows, make_spec, same_bits
 
 from moonshard.transport.contract import Dispatcher, WireSpec
 from moonshard.transport.local import LocalDispatcher
+from tests.contract.transport_cluster import Cell, Script, compute, expected, make_rows, make_spec, same_bits
 
 MakeCell = Callable[..., Cell]
 Rows = tuple[Tensor, Tensor, Tensor]

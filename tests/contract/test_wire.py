@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transport_cluster import make_rows, make_spec
 
 from moonshard.errors import ConfigError, ProtocolMismatch
 from moonshard.transport import wire
 from moonshard.transport.contract import mask_foreign
 from moonshard.transport.links.routing import split_by_shard
 from moonshard.transport.wire import Header, Kind
+from tests.contract.transport_cluster import make_rows, make_spec
 
 HEADER = Header(Kind.DISPATCH, torch.bfloat16, 5, 7, 3, 1, 2, 24, 4, 160)
 

@@ -24,7 +24,7 @@ from moonshard.transport.contract import ExpertBatch
 from moonshard.transport.local import LocalDispatcher
 from moonshard.worker import wire_spec
 from moonshard_cluster.client import Client
-from tests.integration.cells import greedy, running_cell
+from tests.integration.cells import EXACT, greedy, running_cell
 
 NUM_PROMPTS, MAX_TOKENS, CROWD = 20, 64, 16
 
@@ -107,7 +107,7 @@ def test_twenty_prompts_greedy(
     expected: list[list[int]],
 ) -> None:
     shape = {"transport": transport, "num_attention": num_attention}
-    with running_cell(tiny_checkpoint, tmp_path, **shape) as (_, client):
+    with running_cell(tiny_checkpoint, tmp_path, **EXACT, **shape) as (_, client):
         assert crowd(client, prompts) == expected
         assert [greedy(client, prompt, MAX_TOKENS) for prompt in prompts] == expected
 
@@ -115,12 +115,12 @@ def test_twenty_prompts_greedy(
 def test_links_over_tcp(
     tiny_checkpoint: Path, tmp_path: Path, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
-    with running_cell(tiny_checkpoint, tmp_path, links="tcp") as (_, client):
+    with running_cell(tiny_checkpoint, tmp_path, **EXACT, links="tcp") as (_, client):
         assert crowd(client, prompts) == expected
 
 
 def test_two_attention_workers_both_work(tiny_checkpoint: Path, tmp_path: Path, prompts: list[list[int]]) -> None:
-    with running_cell(tiny_checkpoint, tmp_path, num_attention=2) as (cluster, client):
+    with running_cell(tiny_checkpoint, tmp_path, **EXACT, num_attention=2) as (cluster, client):
         crowd(client, prompts)
         logs = [(cluster.log_dir / f"attention-{rank}.log").read_text() for rank in range(2)]
         steps = {w.rank: w.tokens_per_second for w in client.status().workers if w.role == 2}
@@ -128,9 +128,16 @@ def test_two_attention_workers_both_work(tiny_checkpoint: Path, tmp_path: Path, 
     assert len(steps) == 2
 
 
+def test_without_native_kernels(
+    tiny_checkpoint: Path, tmp_path: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    with running_cell(tiny_checkpoint, tmp_path, **EXACT, kernels="torch") as (_, client):
+        assert crowd(client, prompts) == expected
+
+
 @pytest.mark.parametrize("chunk", [1, 16])
 def test_any_prefill_chunk(
     chunk: int, tiny_checkpoint: Path, tmp_path: Path, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
-    with running_cell(tiny_checkpoint, tmp_path, attention={"prefill_chunk": chunk}) as (_, client):
+    with running_cell(tiny_checkpoint, tmp_path, **EXACT, attention={"prefill_chunk": chunk}) as (_, client):
         assert crowd(client, prompts[:8]) == expected[:8]

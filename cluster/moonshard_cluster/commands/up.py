@@ -40,7 +40,14 @@ def up(
     max_seqs: Annotated[int | None, typer.Option("--max-seqs", help="sequences per attention worker [64]")] = None,
     kv_blocks: Annotated[int | None, typer.Option("--kv-blocks", help="KV blocks per attention worker [4096]")] = None,
     prefill_chunk: Annotated[int | None, typer.Option("--prefill-chunk", help="prompt tokens per step [256]")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="threads per worker [cores / workers]")] = None,
+    kernels: Annotated[str | None, typer.Option("--kernels", help="auto, native or torch [auto]")] = None,
+    expert_activations: Annotated[
+        str | None, typer.Option("--expert-activations", help="auto, float32, int16 or int8 [auto]")
+    ] = None,
+    attention_threads: Annotated[
+        int | None, typer.Option("--attention-threads", help="per attention worker [cores / workers]")
+    ] = None,
+    expert_threads: Annotated[int | None, typer.Option("--expert-threads", help="per shard [cores / shards]")] = None,
     latent_norm_eps: Annotated[
         float | None, typer.Option("--latent-norm-eps", help="eps of MLA's latent norms [the checkpoint's]")
     ] = None,
@@ -62,15 +69,21 @@ def up(
         "transport": transport,
         "dtype": dtype,
         "latent_norm_eps": latent_norm_eps,
-        "threads_per_worker": threads,
         "model_name": name,
         "router": {"port": port},
-        "attention": {"max_num_seqs": max_seqs, "num_blocks": kv_blocks, "prefill_chunk": prefill_chunk},
+        "kernels": kernels,
+        "attention": {
+            "max_num_seqs": max_seqs,
+            "num_blocks": kv_blocks,
+            "prefill_chunk": prefill_chunk,
+            "num_threads": attention_threads,
+        },
+        "experts": {"num_threads": expert_threads, "activations": expert_activations},
         "metrics": {"base_port": metrics_port},
     }
     if checkpoint is None and config_file is None:
-        values["checkpoint"] = _demo(console)
-    _serve(console, plan_cell(values, config_file), log_dir or _log_dir(), prompt, once)
+        values["checkpoint"] = demo_checkpoint(console)
+    _serve(console, plan_cell(values, config_file), log_dir or fresh_log_dir(), prompt, once)
 
 
 def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | None, once: bool) -> None:
@@ -112,14 +125,14 @@ def _watch(cluster: LocalCluster) -> None:
         raise Unavailable(f"{error_of(dead)}\nstopping the cell")
 
 
-def _demo(console: Console) -> Path:
+def demo_checkpoint(console: Console) -> Path:
     """The default demo checkpoint, written on the first use."""
     with Progress(TextColumn("writing the demo checkpoint"), BarColumn(), console=console, transient=True) as bar:
         task = bar.add_task("demo", total=None)
         return ensure_demo(DemoSpec.small(), lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def _log_dir() -> Path:
+def fresh_log_dir() -> Path:
     """A fresh directory for this run's logs; those of the oldest runs are removed."""
     root = cache_dir() / "logs"
     root.mkdir(parents=True, exist_ok=True)

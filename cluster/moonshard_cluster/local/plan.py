@@ -21,6 +21,8 @@ def plan_cell(values: dict[str, Any], file: Path | None = None) -> CellConfig:
     model = ModelConfig.from_dir(config.checkpoint)
     topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention)
     device = _device(config, topology)
+    # Attention and experts of one sequence take turns, so each kind may count on all cores for itself.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return config.model_copy(
         update={
             "checkpoint": config.checkpoint.resolve(),
@@ -29,8 +31,12 @@ def plan_cell(values: dict[str, Any], file: Path | None = None) -> CellConfig:
             "collective_address": f"127.0.0.1:{_free_port()}",
             "device": device,
             "dtype": config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
-            "threads_per_worker": values.get("threads_per_worker")
-            or max(1, (os.cpu_count() or 1) // topology.world_size),
+            "attention": config.attention.model_copy(
+                update={"num_threads": config.attention.num_threads or max(1, cores // topology.num_attention)}
+            ),
+            "experts": config.experts.model_copy(
+                update={"num_threads": config.experts.num_threads or max(1, cores // topology.num_shards)}
+            ),
         }
     )
 

@@ -21,11 +21,11 @@ class LatentCache:
         device: torch.device,
     ) -> None:
         self.block_size = block_size
-        self._slots_LSC = torch.zeros(num_layers, num_blocks * block_size, latent_dim, dtype=dtype, device=device)
+        self.slots_LSC = torch.zeros(num_layers, num_blocks * block_size, latent_dim, dtype=dtype, device=device)
 
     @property
     def resident_bytes(self) -> int:
-        return self._slots_LSC.numel() * self._slots_LSC.element_size()
+        return self.slots_LSC.numel() * self.slots_LSC.element_size()
 
     def slots(self, block_table: list[int], start: int, stop: int) -> list[int]:
         """Slot numbers of a sequence's tokens [start, stop)."""
@@ -33,8 +33,8 @@ class LatentCache:
         return [block_table[i // size] * size + i % size for i in range(start, stop)]
 
     def write(self, layer: int, slots_T: Tensor, latent_TC: Tensor) -> None:
-        self._slots_LSC[layer].index_copy_(0, slots_T, latent_TC)
+        self.slots_LSC[layer].index_copy_(0, slots_T, latent_TC)
 
     def read(self, layer: int, slots: Tensor) -> Tensor:
         """Latents at `slots` (any shape): [*slots.shape, C]."""
-        return self._slots_LSC[layer][slots]
+        return self.slots_LSC[layer][slots]

@@ -1,27 +1,22 @@
 """The attention process: load, meet the shards, then iterate until told to stop."""
 
-import logging
 import queue
 from collections.abc import Iterable
 
 from moonshard.attention.engine import Engine, Output
 from moonshard.attention.kv_cache import LatentCache
+from moonshard.attention.loading import LateDispatcher, load_decoder
 from moonshard.attention.metrics import AttentionMetrics
 from moonshard.attention.runner import Runner
 from moonshard.attention.scheduler import Scheduler
 from moonshard.attention.sequence import Sequence
 from moonshard.errors import ConfigError, ProtocolMismatch, TransportTimeout
-from moonshard.model.checkpoint import Checkpoint
-from moonshard.model.decoder import Decoder
-from moonshard.model.weights import load_weights
 from moonshard.rpc import codec
 from moonshard.transport.all_to_all import AllToAllDispatcher, join_group
 from moonshard.transport.contract import Dispatcher
 from moonshard.transport.links import LinkDispatcher
 from moonshard.v1 import control_pb2 as pb
 from moonshard.worker import Worker
-
-logger = logging.getLogger(__name__)
 
 # How long an idle worker waits before it looks at whether it should stop.
 IDLE_S = 0.5
@@ -31,15 +26,13 @@ def serve(worker: Worker) -> None:
     """The life of attention worker `worker.rank`."""
     if worker.rank >= worker.topology.num_attention:
         raise ConfigError("rank", f"must be below num_attention = {worker.topology.num_attention}, got {worker.rank}")
-    with Checkpoint(worker.config.checkpoint, worker.model) as checkpoint:
-        weights = load_weights(checkpoint, worker.dtype, worker.device, worker.progress.loaded)
-    logger.info("loaded attention, gate and shared experts: %d bytes read", checkpoint.bytes_read)
+    routed = LateDispatcher()
+    decoder = load_decoder(worker, routed)
     members = _await_members(worker)
     if members is None:
         return
-    dispatcher = _meet(worker, members)
+    routed.target = dispatcher = _meet(worker, members)
     try:
-        decoder = Decoder(worker.model, weights, dispatcher, worker.config.latent_norm_eps)
         engine = Engine(Scheduler(worker.config.attention), Runner(decoder, _cache(worker), worker.device))
         worker.inbox.wakes.append(dispatcher.wake)
         worker.lifetime.on_stop.append(dispatcher.wake)

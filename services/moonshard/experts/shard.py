@@ -1,16 +1,25 @@
 """One expert shard: its experts of every MoE layer, and what they have carried."""
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from torch import Tensor
 
 from moonshard.experts.counters import LoadCounters
-from moonshard.model.experts import ExpertStack
 from moonshard.transport.contract import ExpertBatch
+
+
+class Stack(Protocol):
+    """The experts of one layer, on torch's operators or on native kernels."""
+
+    def forward(self, x_RD: Tensor, topk_ids_RK: Tensor, topk_weights_RK: Tensor) -> Tensor:
+        """Weighted sum of these experts per row, FP32 [R, D]; ids are logical, -1 is elsewhere."""
 
 
 class Shard:
     """stacks: one per MoE layer, all with the same range of logical experts."""
 
-    def __init__(self, stacks: dict[int, ExpertStack], experts: range) -> None:
+    def __init__(self, stacks: Mapping[int, Stack], experts: range) -> None:
         self._stacks = stacks
         self.counters = LoadCounters(tuple(sorted(stacks)), experts)
 

@@ -1,20 +1,23 @@
 """The expert-shard process: load, say so, then serve batches until told to stop."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from moonshard.errors import ConfigError
 from moonshard.experts.metrics import ExpertMetrics
-from moonshard.experts.shard import Shard
+from moonshard.experts.shard import Shard, Stack
+from moonshard.kernels import Precision
+from moonshard.model import native_experts
 from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.experts import load_expert_stacks
 from moonshard.transport.all_to_all import AllToAllEndpoint, join_group
 from moonshard.transport.contract import Endpoint
 from moonshard.transport.links import LinkEndpoint
 from moonshard.v1 import control_pb2 as pb
-from moonshard.worker import Worker
+from moonshard.worker import Worker, native_pool
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +40,22 @@ def serve(worker: Worker) -> None:
 
 
 def _load(worker: Worker, experts: range) -> Shard:
+    pool = native_pool("expert", worker.config, worker.device)
+    stacks: Mapping[int, Stack]
     with Checkpoint(worker.config.checkpoint, worker.model) as checkpoint:
-        stacks = load_expert_stacks(checkpoint, experts, worker.dtype, worker.device, worker.progress.loaded)
+        if pool and native_experts.can_load(checkpoint):
+            precision = _precision(worker)
+            stacks = native_experts.load_native_stacks(checkpoint, experts, pool, precision, worker.progress.loaded)
+        else:
+            stacks = load_expert_stacks(checkpoint, experts, worker.dtype, worker.device, worker.progress.loaded)
     logger.info("loaded experts %d..%d: %d bytes read", experts.start, experts.stop - 1, checkpoint.bytes_read)
     return Shard(stacks, experts)
+
+
+def _precision(worker: Worker) -> Precision:
+    """What the kernels call it. The default rounds as llama.cpp does (DECISIONS)."""
+    wanted = worker.config.experts.activations
+    return "exact" if wanted == "float32" else "int8" if wanted == "auto" else wanted
 
 
 def _open(worker: Worker) -> Endpoint:

@@ -4,15 +4,14 @@ from typing import Literal
 
 import torch
 
-from moonshard.kernels.library import TYPES, check, native, row_stride
+from moonshard.kernels.library import FLOATS, TYPES, check, native, row_stride
 from moonshard.kernels.pool import Pool
 
-Precision = Literal["int8", "exact"]
+Precision = Literal["int8", "int16", "exact"]
 
 _GROUP = 32  # inputs that share a scale, and outputs of a panel
 _STEP_BYTES = 576  # of a panel for each group; native/layout.h
-_PRECISIONS: dict[Precision, int] = {"int8": 0, "exact": 1}
-_FLOATS = (torch.float32, torch.bfloat16)
+_PRECISIONS: dict[Precision, int] = {"int8": 0, "exact": 1, "int16": 2}
 
 
 class Int4Experts:
@@ -72,7 +71,7 @@ class Int4Experts:
         makes its row NaN. ValueError for other shapes or types.
         """
         rows, slots = topk_ids_RK.shape
-        x_stride = row_stride("x", x_RD, _FLOATS, self.width)
+        x_stride = row_stride("x", x_RD, FLOATS, self.width)
         wide = topk_ids_RK.dtype == torch.int64
         _check_matrix("topk_ids", topk_ids_RK, torch.int64 if wide else torch.int32, (rows, slots))
         _check_matrix("topk_weights", topk_weights_RK, torch.float32, (rows, slots))

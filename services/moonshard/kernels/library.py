@@ -27,23 +27,32 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             *(c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int64, c_void_p, c_int64, c_int32),
         ],
     ),
-    # pool, x, x_type, x_stride, w, w_stride, y, y_type, y_stride, rows, columns, inputs
-    "ms_linear": (
+    # pool, weights, stride, panels, outputs, inputs
+    "ms_pack": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64]),
+    # pool, panels, count, outputs, inputs, x, x_type, x_stride, x_next, y, y_type, y_stride, y_next, rows
+    "ms_multiply": (
         c_int32,
         [
-            c_void_p,
-            c_void_p,
-            c_int32,
-            c_int64,
-            c_void_p,
-            c_int64,
-            c_void_p,
-            c_int32,
-            c_int64,
-            c_int64,
-            c_int64,
-            c_int64,
+            *(c_void_p, c_void_p, c_int64, c_int64, c_int64),
+            *(c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_int64, c_int64, c_int64),
         ],
+    ),
+    "ms_struct_sizes": (None, [c_void_p]),
+    # pool, layer, cache, step, x, h, products, ids, weights
+    "ms_attention_block": (
+        c_int32,
+        [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p],
+    ),
+    # pool, cache, step, q, heads, scale
+    "ms_attend": (c_int32, [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_float]),
+    # pool, gate, x, rows, ids, weights
+    "ms_route": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
+    # pool, gate_up, down, h, rows, x
+    "ms_swiglu": (c_int32, [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p]),
+    # pool, norm, eps, matrix, x, rows, products, y
+    "ms_norm_multiply": (
+        c_int32,
+        [c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_int64, c_int32, c_void_p],
     ),
     "ms_advise_huge": (None, [c_void_p, c_int64]),
     "ms_read_all": (c_uint64, [c_void_p, c_void_p, c_int64]),
@@ -52,6 +61,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 
 # As in native/layout.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
+FLOATS = (torch.float32, torch.bfloat16)
 
 
 def open_library(path: Path) -> ctypes.CDLL:

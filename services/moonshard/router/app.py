@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 GOODBYE_S = 3.0  # for workers to leave once they are told to
 CALLS_END_S = 1.0  # for answers on their way when the server stops
-IDLE_POLL_S = 0.05
 
 INFERENCE, WORKERS, CLUSTER = (s.SERVICE_NAME for s in (inference_service, workers_service, cluster_service))
 
@@ -79,8 +78,7 @@ class Router:
         await self._server.refuse_probes()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.timeouts.drain_s):
-                while not self.engine.is_idle:
-                    await asyncio.sleep(IDLE_POLL_S)
+                await self.engine.idle.wait()
 
     async def close(self, reason: str) -> None:
         """Fail what still runs, send the workers away, stop serving."""

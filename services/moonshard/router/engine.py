@@ -4,6 +4,7 @@ Every change happens in the event loop's thread and none of these methods awaits
 gRPC; `WorkerCalls` carries its decisions out, `membership` decides elsewhere who the workers are.
 """
 
+import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ class WorkerCalls(Protocol):
 
 
 class Engine:
-    """refusal: why new requests are refused now, or None when they are welcome."""
+    """refusal: why new requests are refused now, or None when they are welcome. idle: set while there are none."""
 
     def __init__(self, max_queue: int, calls: WorkerCalls, metrics: RouterMetrics, clock: Callable[[], float]) -> None:
         self.refusal: str | None = "the cell is starting"
@@ -73,6 +74,8 @@ class Engine:
         self._waiting: WaitingQueue[Flight] = WaitingQueue(max_queue)
         self._credits: dict[int, FreeCredits] = {}
         self._numbers = itertools.count()
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     @property
     def num_waiting(self) -> int:
@@ -85,10 +88,6 @@ class Engine:
     @property
     def has_workers(self) -> bool:
         return bool(self._credits)
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._flights
 
     def check_open(self) -> None:
         """Raises Unavailable with the refusal."""
@@ -103,6 +102,7 @@ class Engine:
         flight = Flight(request, f"{request.id}#{next(self._numbers)}")
         self._waiting.push(request.id, flight)
         self._flights[request.id] = flight
+        self.idle.clear()
         self._pump()
         return flight
 
@@ -195,6 +195,8 @@ class Engine:
 
     def _end(self, flight: Flight, finish_reason: str) -> None:
         del self._flights[flight.request.id]
+        if not self._flights:
+            self.idle.set()
         self._waiting.pop(flight.request.id)
         self._running.pop(flight.sequence_id, None)
         if flight.rank in self._credits:

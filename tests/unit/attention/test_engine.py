@@ -99,7 +99,7 @@ def test_sequences_join_and_leave_between_iterations(
 def test_a_context_of_several_segments_is_merged(
     reference: Reference, prompts: list[list[int]], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moonshard.attention.runner.CONTEXT_SEGMENT", 16)
+    monkeypatch.setattr("moonshard.attention.torch_attention.CONTEXT_SEGMENT", 16)
     subject = engine(reference, prefill_chunk=6)
     subject.admit([request("long", prompts[-1])])
     assert tokens(run(subject)["long"]) == expected[-1]

@@ -6,19 +6,25 @@
 
 #include <vector>
 
-struct Pool;
+namespace moonshard {
+class Pool;
+}
+using moonshard::Pool;
 extern "C" {
 Pool* ms_pool_new(int32_t, const char*);
 void ms_pool_free(Pool*);
 int32_t ms_repack(Pool*, const int32_t*, const uint16_t*, int64_t, int64_t, uint8_t*, int64_t);
 int32_t ms_experts(Pool*, const uint8_t*, int64_t, int64_t, int64_t, int64_t, const void*, int32_t, int64_t, int64_t,
                    const void*, int32_t, const float*, int64_t, float*, int64_t, int32_t);
-int32_t ms_linear(Pool*, const void*, int32_t, int64_t, const uint16_t*, int64_t, void*, int32_t, int64_t, int64_t, int64_t,
-                  int64_t);
+int32_t ms_pack(Pool*, const uint16_t*, int64_t, uint8_t*, int64_t, int64_t);
+int32_t ms_multiply(Pool*, uint8_t*, int64_t, int64_t, int64_t, void*, int32_t, int64_t, int64_t, void*, int32_t, int64_t,
+                    int64_t, int64_t);
 void ms_advise_huge(void*, int64_t);
 uint64_t ms_read_all(Pool*, const uint8_t*, int64_t);
 float ms_peak(Pool*, int32_t, int64_t, int64_t);
 }
+
+std::vector<float> attention_everything(Pool* pool);  // sanitized_attention.cpp
 
 namespace {
 
@@ -75,12 +81,17 @@ std::vector<float> experts(Pool* pool, const std::vector<uint8_t>& panels, int64
 template <class X>
 std::vector<float> linear(Pool* pool, int64_t rows, int64_t columns, int64_t inputs) {
     state = 9;
-    const auto x = filled<X>(rows * inputs, [] { return sizeof(X) == 2 ? static_cast<X>(bf16(unit())) : static_cast<X>(unit()); });
+    auto x = filled<X>(rows * inputs, [] { return sizeof(X) == 2 ? static_cast<X>(bf16(unit())) : static_cast<X>(unit()); });
     const auto w = filled<uint16_t>(columns * inputs, [] { return bf16(unit()); });
+    std::vector<uint8_t> panels(static_cast<size_t>((columns + 31) / 32 * ((inputs + 1) / 2) * 128));
+    ms_pack(pool, w.data(), inputs, panels.data(), columns, inputs);
+    const auto multiply = [&](void* y, int32_t type) {
+        ms_multiply(pool, panels.data(), 1, columns, inputs, x.data(), sizeof(X) == 2, inputs, 0, y, type, columns, 0, rows);
+    };
     std::vector<float> y(static_cast<size_t>(rows * columns));
-    ms_linear(pool, x.data(), sizeof(X) == 2, inputs, w.data(), inputs, y.data(), 0, columns, rows, columns, inputs);
+    multiply(y.data(), 0);
     std::vector<uint16_t> half(y.size());
-    ms_linear(pool, x.data(), sizeof(X) == 2, inputs, w.data(), inputs, half.data(), 1, columns, rows, columns, inputs);
+    multiply(half.data(), 1);
     calls += 2;
     return y;
 }
@@ -93,7 +104,7 @@ std::vector<float> everything(Pool* pool, int64_t row_step) {
         state = 3;
         const std::vector<uint8_t> panels = pack(pool, width, 128 - width);
         for (int64_t rows = 0; rows <= 70; rows += row_step) {
-            for (const int32_t precision : {0, 1}) keep(experts(pool, panels, width, 128 - width, rows, precision));
+            for (const int32_t precision : {0, 1, 2}) keep(experts(pool, panels, width, 128 - width, rows, precision));
         }
         keep(experts(pool, panels, width, 128 - width, 600, 0));
     }
@@ -105,6 +116,7 @@ std::vector<float> everything(Pool* pool, int64_t row_step) {
         keep(linear<float>(pool, 9, 3, inputs));
         keep(linear<uint16_t>(pool, 9, 3, inputs));
     }
+    keep(attention_everything(pool));
     // Large enough to be shared among threads.
     keep(linear<uint16_t>(pool, 3, 300, 1024));
     return out;

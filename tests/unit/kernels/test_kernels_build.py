@@ -8,7 +8,7 @@ import pytest
 
 from moonshard.kernels import build, library
 
-DRIVER = Path(__file__).parent / "sanitized.cpp"
+DRIVERS = [Path(__file__).parent / name for name in ("sanitized.cpp", "sanitized_attention.cpp")]
 
 
 def compile_driver(folder: Path, flags: tuple[str, ...]) -> Path:
@@ -21,7 +21,8 @@ def compile_driver(folder: Path, flags: tuple[str, ...]) -> Path:
         compiler,
         "-std=c++17",
         *flags,
-        str(DRIVER),
+        f"-I{build.SOURCES}",
+        *map(str, DRIVERS),
         str(native),
         "-pthread",
         "-Wl,-rpath," + str(folder),

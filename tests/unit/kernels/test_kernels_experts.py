@@ -12,12 +12,16 @@ FIRST, COUNT, WIDTH, HIDDEN, SLOTS = 3, 5, 96, 160, 4
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 
-def quantised(x: torch.Tensor) -> torch.Tensor:
-    """What the "int8" path makes of activations, in float64: 127 steps to the largest magnitude of each 32."""
-    groups = x.float().view(*x.shape[:-1], -1, 32)
-    largest = groups.abs().amax(-1, keepdim=True)
-    q = (groups * torch.where(largest > 0, 127 / largest, 0)).round()
-    return (q.double() * (largest / 127).double()).view(x.shape)
+def whole_steps(steps: int) -> Rounding:
+    """What the whole-number paths make of activations, in float64: `steps` to the largest magnitude of each 32."""
+
+    def rounding(x: torch.Tensor) -> torch.Tensor:
+        groups = x.float().view(*x.shape[:-1], -1, 32)
+        largest = groups.abs().amax(-1, keepdim=True)
+        q = (groups * torch.where(largest > 0, steps / largest, 0)).round()
+        return (q.double() * (largest / steps).double()).view(x.shape)
+
+    return rounding
 
 
 def q8_0(x: torch.Tensor) -> torch.Tensor:
@@ -58,15 +62,18 @@ def experts() -> Experts:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("precision", "rounding", "limit"), [("int8", quantised, 3e-4), ("exact", lambda x: x, 1e-6)])
+@pytest.mark.parametrize(
+    ("precision", "rounding", "limit"),
+    [("int8", whole_steps(127), 3e-4), ("int16", whole_steps(32639), 1e-5), ("exact", lambda x: x, 1e-6)],
+)
 def test_matches_float64(experts: Experts, isa: str, precision: Precision, rounding: Rounding, limit: float) -> None:
-    # The int8 limit leaves room for a hidden value that lies on the edge between two steps.
+    # The limits leave room for a hidden value that lies on the edge between two steps.
     x, ids, weights = routing(50)
     found = experts.stack.forward(pool_or_skip(2, isa), x, ids, weights, precision=precision)
     assert error(found, reference(experts, x, ids, weights, rounding)) < limit
 
 
-@pytest.mark.parametrize("precision", ["int8", "exact"])
+@pytest.mark.parametrize("precision", ["int8", "int16", "exact"])
 def test_all_instruction_sets_give_the_same_bits(experts: Experts, pool: Pool, precision: Precision) -> None:
     x, ids, weights = routing(41)
     expected = experts.stack.forward(pool, x, ids, weights, precision=precision)
@@ -86,7 +93,28 @@ def test_int8_is_no_worse_than_q8_0(experts: Experts, pool: Pool) -> None:
     assert ours <= 1.02 * error(reference(experts, x, ids, weights, q8_0), exact)
 
 
-@pytest.mark.parametrize("precision", ["int8", "exact"])
+def test_int16_is_better_than_bf16_activations(experts: Experts, pool: Pool) -> None:
+    x, ids, weights = routing(200)
+    exact = reference(experts, x, ids, weights, lambda x: x)
+    ours = error(experts.stack.forward(pool, x, ids, weights, precision="int16"), exact)
+    assert 20 * ours < error(reference(experts, x, ids, weights, lambda x: x.bfloat16().double()), exact)
+
+
+def test_int16_at_its_largest_is_still_exact(pool: Pool) -> None:
+    experts = make_experts(FIRST, 1, WIDTH, HIDDEN)
+    for matrix in experts.matrices[0].values():
+        matrix.packed.zero_()  # every weight -8
+        matrix.scale.fill_(1)
+        matrix.exact.fill_(-8)
+    for name, matrix in experts.matrices[0].items():
+        experts.stack.load(pool, FIRST, name, matrix.packed, matrix.scale)
+    x = torch.full((6, WIDTH), -1.0)
+    found = experts.stack.forward(pool, x, torch.full((6, 1), FIRST), torch.ones(6, 1), precision="int16")
+    hidden = (8.0 * WIDTH) ** 2
+    torch.testing.assert_close(found, torch.full((6, WIDTH), -8.0 * HIDDEN * hidden), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16", "exact"])
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_bits_do_not_depend_on_the_batch(experts: Experts, precision: Precision, num_threads: int) -> None:
     x, ids, weights = routing(70)
@@ -146,7 +174,7 @@ def test_strides_types_and_memory_around(experts: Experts, pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("precision", ["int8", "exact"])
+@pytest.mark.parametrize("precision", ["int8", "int16", "exact"])
 def test_nonfinite_stays_in_its_row_and_is_not_hidden(
     experts: Experts, pool: Pool, bad: float, precision: Precision
 ) -> None:

@@ -3,11 +3,17 @@
 import pytest
 import torch
 
-from moonshard.kernels import Pool, linear
+from moonshard.kernels import Bf16Linear, Pool
 from tests.unit.kernels.kernel_samples import ISAS, pool_or_skip
 
 SHAPES = [(1, 1, 1), (3, 5, 31), (7, 33, 32), (8, 64, 100), (9, 70, 1025), (50, 39, 2100), (97, 3, 64)]
 FLOATS = [torch.float32, torch.bfloat16]
+
+
+def linear(
+    pool: Pool, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    return Bf16Linear.pack(pool, w).forward(pool, x, out, dtype)
 
 
 def sample(rows: int, columns: int, inputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,10 +48,45 @@ def test_all_instruction_sets_give_the_same_bits(pool: Pool, dtype: torch.dtype)
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_bits_do_not_depend_on_the_batch(dtype: torch.dtype, columns: int, inputs: int, num_threads: int) -> None:
     x, w = sample(70, columns, inputs, dtype)
-    with Pool(num_threads) as pool:
-        alone = torch.cat([linear(pool, row[None], w) for row in x])
+    with Pool(1) as one, Pool(num_threads) as pool:
+        matrix = Bf16Linear.pack(one, w)
+        alone = torch.cat([matrix.forward(one, row[None]) for row in x])
         for rows in range(71):
-            assert torch.equal(linear(pool, x[:rows], w), alone[:rows]), rows
+            assert torch.equal(matrix.forward(pool, x[:rows]), alone[:rows]), rows
+
+
+def test_float32_rows_of_bf16_values_give_the_bits_of_bf16_rows(pool: Pool) -> None:
+    x, w = sample(30, 70, 333, torch.bfloat16)
+    assert torch.equal(linear(pool, x.float(), w), linear(pool, x, w))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 5, 27])
+def test_heads_are_matrices_of_their_own(num_threads: int, rows: int) -> None:
+    torch.manual_seed(rows)
+    x, w = torch.randn(rows, 6, 128), torch.randn(6, 48, 128).bfloat16()
+    with Pool(num_threads) as pool:
+        heads = Bf16Linear(48, 128, num=6)
+        for index, weight in enumerate(w):
+            heads.load(pool, weight, index)
+        found = heads.forward(pool, x)
+        turned = torch.empty(6, rows, 48).transpose(0, 1)
+        heads.forward(pool, x.transpose(0, 1).contiguous().transpose(0, 1), turned)
+        for head in range(6):
+            assert torch.equal(found[:, head], linear(pool, x[:, head], w[head]))
+    assert torch.equal(turned, found)
+
+
+def test_matrices_with_the_same_input_become_one(pool: Pool) -> None:
+    x, w = sample(5, 96 + 40, 70, torch.bfloat16)
+    joined = Bf16Linear(136, 70)
+    joined.load(pool, w[:96])
+    joined.load(pool, w[96:], first_output=96)
+    assert torch.equal(joined.forward(pool, x), linear(pool, x, w))
+    with pytest.raises(ValueError, match=r"outputs 16\.\.56 of 136 do not fall on multiples of 32"):
+        joined.load(pool, w[96:], first_output=16)
+    with pytest.raises(ValueError, match=r"index: expected 0..0, found 1"):
+        joined.load(pool, w, index=1)
 
 
 def test_bf16_output_rounds_to_nearest_even(pool: Pool) -> None:
@@ -90,13 +131,18 @@ def test_nonfinite_stays_in_its_row_and_column(pool: Pool, dtype: torch.dtype, b
 
 
 @pytest.mark.parametrize(
-    ("x", "weight", "message"),
+    ("x", "out", "message"),
     [
-        (torch.zeros(2, 7), torch.zeros(3, 8).bfloat16(), r"weight: expected \[rows, 7\], found \[3, 8\]"),
-        (torch.zeros(2, 8), torch.zeros(3, 8), "weight: expected torch.bfloat16"),
-        (torch.zeros(8, 2).T, torch.zeros(3, 8).bfloat16(), "x: expected contiguous rows"),
+        (torch.zeros(2, 7), None, r"x: expected \[rows, 8\], found \[2, 7\]"),
+        (torch.zeros(2, 8).double(), None, "x: expected torch.float32"),
+        (torch.zeros(8, 2).T, None, "x: expected contiguous rows"),
+        (torch.zeros(2, 3, 8), None, r"x: expected \[rows, 1, 8\], found \[2, 3, 8\]"),
+        (torch.zeros(2, 8), torch.zeros(3, 4), r"out: expected \[2, 4\], found \[3, 4\]"),
     ],
 )
-def test_wrong_tensors_are_refused(pool: Pool, x: torch.Tensor, weight: torch.Tensor, message: str) -> None:
+def test_wrong_tensors_are_refused(pool: Pool, x: torch.Tensor, out: torch.Tensor | None, message: str) -> None:
+    matrix = Bf16Linear.pack(pool, torch.zeros(4, 8).bfloat16())
     with pytest.raises(ValueError, match=message):
-        linear(pool, x, weight)
+        matrix.forward(pool, x, out)
+    with pytest.raises(ValueError, match=r"weight: expected torch.bfloat16"):
+        matrix.load(pool, torch.zeros(4, 8))

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from moonshard.kernels import Pool, linear
+from moonshard.kernels import Bf16Linear, Pool
 
 
 def test_refuses_no_threads_and_unknown_instruction_sets(pool: Pool) -> None:
@@ -17,20 +17,21 @@ def test_refuses_no_threads_and_unknown_instruction_sets(pool: Pool) -> None:
 
 
 def test_a_closed_pool_says_so(pool: Pool) -> None:
+    matrix = Bf16Linear(32, 32)
     pool.close()
     pool.close()
     with pytest.raises(RuntimeError, match="closed"):
-        linear(pool, torch.zeros(1, 32), torch.zeros(1, 32, dtype=torch.bfloat16))
+        matrix.forward(pool, torch.zeros(1, 32))
 
 
 def test_callers_take_turns(pool: Pool) -> None:
-    x, w = torch.randn(4, 2048), torch.randn(512, 2048).bfloat16()
-    expected = linear(pool, x, w)
+    x, matrix = torch.randn(4, 2048), Bf16Linear.pack(pool, torch.randn(512, 2048).bfloat16())
+    expected = matrix.forward(pool, x)
     wrong: list[int] = []
 
     def call(shared: Pool) -> None:
         for i in range(20):
-            if not torch.equal(linear(shared, x, w), expected):
+            if not torch.equal(matrix.forward(shared, x), expected):
                 wrong.append(i)
 
     with Pool(3) as shared:
@@ -43,9 +44,9 @@ def test_callers_take_turns(pool: Pool) -> None:
 
 
 def test_idle_threads_sleep(pool: Pool) -> None:
-    x, w = torch.randn(4, 2048), torch.randn(512, 2048).bfloat16()
+    x, matrix = torch.randn(4, 2048), Bf16Linear.pack(pool, torch.randn(512, 2048).bfloat16())
     with Pool(4) as idle:
-        linear(idle, x, w)
+        matrix.forward(idle, x)
         time.sleep(0.05)
         used = time.process_time()
         time.sleep(0.3)

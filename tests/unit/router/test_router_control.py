@@ -10,7 +10,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from router_peers import (
+
+from moonshard.errors import ConfigError
+from moonshard.v1 import control_pb2 as pb
+from tests.unit.router.router_peers import (
     LIMIT_S,
     PeerCell,
     PeerWorker,
@@ -22,9 +25,6 @@ from router_peers import (
     small_config,
     started_router,
 )
-
-from moonshard.errors import ConfigError
-from moonshard.v1 import control_pb2 as pb
 
 INFERENCE = "moonshard.v1.Inference"
 

@@ -95,7 +95,7 @@ class EngineMachine(RuleBasedStateMachine):
     def everything_fails(self) -> None:
         self.engine.fail_all("shard lost")
         self._forget(list(self.open))
-        assert self.engine.is_idle
+        assert self.engine.idle.is_set()
 
     @invariant()
     def sums_add_up(self) -> None:

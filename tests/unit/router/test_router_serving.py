@@ -8,7 +8,9 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
-from router_peers import (
+
+from moonshard.v1 import inference_pb2 as pb
+from tests.unit.router.router_peers import (
     END_OF_TEXT,
     END_OF_TURN,
     LIMIT_S,
@@ -20,8 +22,6 @@ from router_peers import (
     small_config,
     started_router,
 )
-
-from moonshard.v1 import inference_pb2 as pb
 
 
 def test_generate_streams_text_and_ids(tmp_path: Path) -> None:

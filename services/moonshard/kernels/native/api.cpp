@@ -2,30 +2,12 @@
 // Returns 0, or -1 when memory ran out.
 #include <sys/mman.h>
 
-#include <algorithm>
-#include <new>
-
 #include "experts.h"
+#include "guarded.h"
+#include "matrix.h"
 #include "repack.h"
 
 using namespace moonshard;
-
-namespace {
-
-constexpr int64_t kColumns = 32;  // of a linear layer's block; see linear_block.h
-
-template <class Body>
-int32_t guarded(Pool* pool, const Body& body) {
-    try {
-        std::lock_guard<std::mutex> lock(pool->calls);
-        body();
-        return 0;
-    } catch (const std::bad_alloc&) {
-        return -1;
-    }
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -64,16 +46,16 @@ int32_t ms_experts(Pool* pool, const uint8_t* panels, int64_t width, int64_t hid
     return guarded(pool, [&] { forward(*pool, layer, batch, routing); });
 }
 
-int32_t ms_linear(Pool* pool, const void* x, int32_t x_type, int64_t x_stride, const uint16_t* w, int64_t w_stride,
-                  void* y, int32_t y_type, int64_t y_stride, int64_t rows, int64_t columns, int64_t inputs) {
-    const int64_t y_bytes = y_type == kFloat32 ? 4 : 2;
+int32_t ms_pack(Pool* pool, const uint16_t* weights, int64_t stride, uint8_t* panels, int64_t outputs, int64_t inputs) {
+    return guarded(pool, [&] { pack(*pool, weights, stride, {panels, 1, outputs, inputs}); });
+}
+
+int32_t ms_multiply(Pool* pool, uint8_t* panels, int64_t count, int64_t outputs, int64_t inputs, void* x, int32_t x_type,
+                    int64_t x_stride, int64_t x_next, void* y, int32_t y_type, int64_t y_stride, int64_t y_next,
+                    int64_t rows) {
     return guarded(pool, [&] {
-        pool->run((columns + kColumns - 1) / kColumns, columns * inputs * 2, [&](int64_t item) {
-            const int64_t n = item * kColumns;
-            pool->isa.linear({x, x_stride, w + n * w_stride, w_stride, static_cast<uint8_t*>(y) + n * y_bytes, y_stride,
-                              rows, std::min(kColumns, columns - n), inputs, static_cast<Type>(x_type),
-                              static_cast<Type>(y_type)});
-        });
+        multiply(*pool, {panels, count, outputs, inputs}, {x, static_cast<Type>(x_type), x_stride, x_next},
+                 {y, static_cast<Type>(y_type), y_stride, y_next}, rows);
     });
 }
 

@@ -11,16 +11,19 @@ struct Lanes {
     struct Bytes { __m256i a, b; };
     struct Pairs { __m256i a, b; };
 
-    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
-    static constexpr int kFewRows = 3, kManyRows = 3, kManyColumns = 2;
+    static constexpr int kPairRows = 4;  // 2 sums a row in a tile of pairs
 
     static __m256i half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
+    static constexpr bool kWide = false;  // 16 registers of eight lanes
+
+    static Int load_ints(const uint8_t* p) { return {half(p), half(p + 32)}; }
     static Int zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
     static Float zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     static Int broadcast(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
     static Float broadcast(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
     static Int add(Int x, Int y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+    static Int times_256(Int x) { return {_mm256_slli_epi32(x.a, 8), _mm256_slli_epi32(x.b, 8)}; }
     static Float mul(Float x, Float y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
     static Float fma(Float x, Float y, Float z) {
         return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
@@ -57,6 +60,25 @@ struct Lanes {
         return {dot4(acc.a, weights.a, activations.a), dot4(acc.b, weights.b, activations.b)};
     }
 
+    // Products of one group, summed as far as they fit: 8 * 2 * 15 * 128 stays within int16.
+    using Dots = Int;
+    static Dots no_dots() { return zero_int(); }
+#ifdef __AVXVNNI__
+    static Dots add_dots(Dots acc, Bytes weights, Int activations) { return dot4(acc, weights, activations); }
+    static Int total(Dots dots) { return dots; }
+#else
+    static __m256i add_twos(__m256i acc, __m256i weight, __m256i activation) {
+        return _mm256_add_epi16(acc, _mm256_maddubs_epi16(weight, activation));
+    }
+    static Dots add_dots(Dots acc, Bytes weights, Int activations) {
+        return {add_twos(acc.a, weights.a, activations.a), add_twos(acc.b, weights.b, activations.b)};
+    }
+    static Int total(Dots dots) {
+        const __m256i ones = _mm256_set1_epi16(1);
+        return {_mm256_madd_epi16(dots.a, ones), _mm256_madd_epi16(dots.b, ones)};
+    }
+#endif
+
     static __m256 nibble(__m256i words, int index) {
         const __m256i one = _mm256_and_si256(_mm256_srli_epi32(words, 4 * index), _mm256_set1_epi32(15));
         return _mm256_cvtepi32_ps(_mm256_sub_epi32(one, _mm256_set1_epi32(8)));
@@ -74,6 +96,9 @@ struct Lanes {
         return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
     }
     static __m256 even(__m256i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
+    static Pairs broadcast_pair(int32_t pair) { return {_mm256_set1_epi32(pair), _mm256_set1_epi32(pair)}; }
+    static Float odd(Pairs x) { return {odd(x.a), odd(x.b)}; }
+    static Float even(Pairs x) { return {even(x.a), even(x.b)}; }
     static __m256 dot2(__m256 acc, __m256i x, __m256i y) {
         return _mm256_fmadd_ps(even(x), even(y), _mm256_fmadd_ps(odd(x), odd(y), acc));
     }

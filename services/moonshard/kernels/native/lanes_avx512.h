@@ -11,14 +11,17 @@ struct Lanes {
     using Bytes = __m512i;  // 64 x uint8: four consecutive inputs for each of 16 outputs
     using Pairs = __m512i;  // 32 x bfloat16
 
-    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
-    static constexpr int kFewRows = 8, kManyRows = 6, kManyColumns = 4;
+    static constexpr int kPairRows = 12;  // 2 sums a row in a tile of pairs
 
+    static constexpr bool kWide = true;  // 32 registers of 16 lanes
+
+    static Int load_ints(const uint8_t* p) { return _mm512_loadu_si512(p); }
     static Int zero_int() { return _mm512_setzero_si512(); }
     static Float zero() { return _mm512_setzero_ps(); }
     static Int broadcast(int32_t v) { return _mm512_set1_epi32(v); }
     static Float broadcast(float v) { return _mm512_set1_ps(v); }
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+    static Int times_256(Int a) { return _mm512_slli_epi32(a, 8); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
     static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
@@ -39,6 +42,11 @@ struct Lanes {
     // acc + sum of four products of unsigned weights and signed activations, per lane; integers, hence exact.
     static Int dot4(Int acc, Bytes weights, Int activations) { return _mm512_dpbusd_epi32(acc, weights, activations); }
 
+    using Dots = Int;
+    static Dots no_dots() { return zero_int(); }
+    static Dots add_dots(Dots acc, Bytes weights, Int activations) { return dot4(acc, weights, activations); }
+    static Int total(Dots dots) { return dots; }
+
     // The nibble `index` of each lane's word as a float in -8..7; the permutation reads the low four bits only.
     static Float nibble(Bytes words, int index) {
         const Float values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -52,14 +60,18 @@ struct Lanes {
 
     static Pairs load_pairs(const uint16_t* p) { return _mm512_loadu_si512(p); }
 
+    static Pairs broadcast_pair(int32_t pair) { return _mm512_set1_epi32(pair); }
+    static Float odd(Pairs a) {
+        return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
+    }
+    static Float even(Pairs a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+
     // acc + the products of 16 pairs, odd elements first, each a fused multiply-add.
     static Float dot2(Float acc, Pairs a, Pairs b) {
 #ifdef __AVX512BF16__
         return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
 #else
-        const __m512i high = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000));
-        acc = fma(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), acc);
-        return fma(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), acc);
+        return fma(even(a), even(b), fma(odd(a), odd(b), acc));
 #endif
     }
 };

@@ -11,8 +11,7 @@ struct Lanes {
     struct Bytes { uint8_t v[4 * kCount]; };
     struct Pairs { uint16_t v[2 * kCount]; };
 
-    // Tiles of a linear layer: rows * columns sums, the columns' weights and one activation fit the registers.
-    static constexpr int kFewRows = 2, kManyRows = 2, kManyColumns = 2;
+    static constexpr int kPairRows = 2;  // 2 sums a row in a tile of pairs
 
     template <class T, class F>
     static T each(F value) {
@@ -31,6 +30,9 @@ struct Lanes {
         return copy<float>(&word);
     }
 
+    static constexpr bool kWide = false;
+
+    static Int load_ints(const uint8_t* p) { return copy<Int>(p); }
     static Int zero_int() { return broadcast(0); }
     static Float zero() { return broadcast(0.0f); }
     static Int broadcast(int32_t x) { return each<Int>([&](int) { return x; }); }
@@ -38,6 +40,7 @@ struct Lanes {
     static Int add(const Int& x, const Int& y) {  // wraps, as vectors do
         return each<Int>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(x.v[i]) + y.v[i]); });
     }
+    static Int times_256(const Int& x) { return each<Int>([&](int i) { return x.v[i] * 256; }); }
     static Float mul(const Float& x, const Float& y) { return each<Float>([&](int i) { return x.v[i] * y.v[i]; }); }
     // A true fused multiply-add even where it is a library call: every path gives the same bits.
     static Float fma(const Float& x, const Float& y, const Float& z) {
@@ -72,6 +75,12 @@ struct Lanes {
         }
         return acc;
     }
+    using Dots = Int;
+    static Dots no_dots() { return zero_int(); }
+    static Dots add_dots(const Dots& acc, const Bytes& weights, const Int& activations) {
+        return dot4(acc, weights, activations);
+    }
+    static Int total(const Dots& dots) { return dots; }
     static Float nibble(const Bytes& words, int index) {
         const int shift = 4 * (index % 2);
         return each<Float>([&](int i) { return static_cast<float>((words.v[4 * i + index / 2] >> shift & 15) - 8); });
@@ -79,11 +88,14 @@ struct Lanes {
 
     static Float load_bf16(const uint16_t* p) { return each<Float>([&](int i) { return widen(p[i]); }); }
     static Pairs load_pairs(const uint16_t* p) { return copy<Pairs>(p); }
+    static Pairs broadcast_pair(int32_t pair) {
+        const Int all = broadcast(pair);
+        return copy<Pairs>(&all);
+    }
+    static Float odd(const Pairs& x) { return each<Float>([&](int i) { return widen(x.v[2 * i + 1]); }); }
+    static Float even(const Pairs& x) { return each<Float>([&](int i) { return widen(x.v[2 * i]); }); }
     static Float dot2(const Float& acc, const Pairs& x, const Pairs& y) {
-        return each<Float>([&](int i) {
-            const float odd = __builtin_fmaf(widen(x.v[2 * i + 1]), widen(y.v[2 * i + 1]), acc.v[i]);
-            return __builtin_fmaf(widen(x.v[2 * i]), widen(y.v[2 * i]), odd);
-        });
+        return fma(even(x), even(y), fma(odd(x), odd(y), acc));
     }
 };
 

@@ -7,14 +7,11 @@ namespace {
 inline uint64_t read_all(const uint8_t* data, int64_t bytes) {
     Lanes::Int sums[4] = {Lanes::zero_int(), Lanes::zero_int(), Lanes::zero_int(), Lanes::zero_int()};
     for (int64_t i = 0; i + 256 <= bytes; i += 256) {
-        for (int j = 0; j < 4; j++) {
-            Lanes::Int next;
-            __builtin_memcpy(&next, data + i + 64 * j, sizeof next);
-            sums[j] = Lanes::add(sums[j], next);
-        }
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sums[j] = Lanes::add(sums[j], Lanes::load_ints(data + i + 64 * j));
     }
-    return static_cast<uint64_t>(
-        Lanes::sum(Lanes::to_float(Lanes::add(Lanes::add(sums[0], sums[1]), Lanes::add(sums[2], sums[3])))));
+    const Lanes::Int total = Lanes::add(Lanes::add(sums[0], sums[1]), Lanes::add(sums[2], sums[3]));
+    return static_cast<uint64_t>(static_cast<int64_t>(Lanes::sum(Lanes::to_float(total))));
 }
 
 constexpr int kChains = 12;  // independent sums: enough to hide the latency of a multiply

@@ -21,14 +21,15 @@ Pool::~Pool() {
     for (std::thread& worker : workers_) worker.join();
 }
 
-uint8_t* Pool::scratch(int64_t bytes) {
-    if (static_cast<int64_t>(scratch_.size()) < bytes + kAlignment) {
-        scratch_.clear();
-        scratch_.shrink_to_fit();
-        scratch_.resize(static_cast<size_t>(bytes + kAlignment));
+uint8_t* Pool::scratch(int64_t bytes, Use use) {
+    std::vector<uint8_t>& memory = scratch_[use];
+    if (static_cast<int64_t>(memory.size()) < bytes + kAlignment) {
+        memory.clear();
+        memory.shrink_to_fit();
+        memory.resize(static_cast<size_t>(bytes + kAlignment));
     }
-    const auto address = reinterpret_cast<uintptr_t>(scratch_.data());
-    return scratch_.data() + (kAlignment - address % kAlignment) % kAlignment;
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    return memory.data() + (kAlignment - address % kAlignment) % kAlignment;
 }
 
 void Pool::take_items(Call call, const void* task, int64_t items) {

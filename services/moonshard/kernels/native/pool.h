@@ -29,8 +29,9 @@ public:
 
     int32_t num_threads() const { return static_cast<int32_t>(workers_.size()) + 1; }
 
-    // Grow-only and aligned to cache lines; valid until the next call. Throws std::bad_alloc.
-    uint8_t* scratch(int64_t bytes);
+    // Grow-only and aligned to cache lines; valid until the next call with that `use`. Throws std::bad_alloc.
+    enum Use { kTiles, kRows };  // a product's operands; what a fused call keeps between its products
+    uint8_t* scratch(int64_t bytes, Use use = kTiles);
 
     const Isa& isa;
     std::mutex calls;  // held by whoever uses run and scratch
@@ -43,7 +44,7 @@ private:
     void work();
 
     std::vector<std::thread> workers_;
-    std::vector<uint8_t> scratch_;
+    std::vector<uint8_t> scratch_[2];  // by use
 
     std::mutex mutex_;
     std::condition_variable opened_, left_;

@@ -1,0 +1,105 @@
+"""`moonshard bench`: how fast a cell serves, and how near its machine's limits it comes."""
+
+import asyncio
+import dataclasses
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from moonshard.errors import ConfigError
+from moonshard_cluster.bench.serving import Speed, measure
+from moonshard_cluster.client import Client
+from moonshard_cluster.commands.up import demo_checkpoint, fresh_log_dir
+from moonshard_cluster.local.plan import plan_cell
+from moonshard_cluster.local.progress import LoadBars, wait_ready
+from moonshard_cluster.local.supervisor import LocalCluster
+
+EXPERT_ROWS = (1, 4, 32, 128)
+WIDTH, HIDDEN = 7168, 2048  # K2.5's
+
+
+def bench(
+    checkpoint: Annotated[Path | None, typer.Argument(help="checkpoint directory; without it, the demo")] = None,
+    router: Annotated[str | None, typer.Option("--router", help="measure this running cell instead")] = None,
+    batches: Annotated[str, typer.Option("--batches", help="streams at once")] = "1,8,32",
+    prefill: Annotated[int, typer.Option("--prefill", help="prompt tokens", min=1)] = 512,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="per stream", min=2)] = 64,
+    rounds: Annotated[int, typer.Option("--rounds", help="medians are over these", min=1)] = 3,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="as in up")] = None,
+    threads: Annotated[int, typer.Option("--threads", help="for machine and kernels", min=1)] = 2,
+    machine: Annotated[bool, typer.Option("--machine/--no-machine", help="limits and kernels too")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures there as well")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="seconds for the whole serving part", min=1)] = 1800.0,
+) -> None:
+    """Measure prefill, decode at several batch sizes, kernels and the machine's limits."""
+    console = Console(stderr=True)
+    sizes = _sizes(batches)
+    figures: dict[str, Any] = {}
+    if machine:
+        figures |= _machine(threads)
+    with ExitStack() as stack:
+        if router is None:
+            values = {
+                "checkpoint": checkpoint or demo_checkpoint(console),
+                "dtype": dtype,
+                "router": {"port": 0},
+                "attention": {"max_num_seqs": max(64, *sizes)},
+            }
+            cluster = stack.enter_context(LocalCluster(plan_cell(values), fresh_log_dir()))
+            cluster.start()
+            client = stack.enter_context(Client(cluster.router_address))
+            with LoadBars(console) as bars:
+                wait_ready(cluster, client, bars)
+            router = cluster.router_address
+        speeds = asyncio.run(measure(router, prefill, sizes, new_tokens, rounds, timeout_s))
+    figures["serving"] = [dataclasses.asdict(speed) for speed in speeds]
+    _show(speeds, figures)
+    if json_file:
+        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise ConfigError("--batches", f"must be positive numbers separated by commas, got {text!r}")
+    return sizes
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    from moonshard import kernels
+    from moonshard_cluster.bench.machine import expert_kernels, limits
+
+    if not kernels.available():
+        return {}
+    with kernels.Pool(threads) as pool:
+        found = limits(pool)
+        speeds = list(expert_kernels(pool, found, WIDTH, HIDDEN, EXPERT_ROWS))
+        return {
+            "machine": {"isa": pool.isa, "threads": threads, **dataclasses.asdict(found)},
+            "int4 expert": [dataclasses.asdict(speed) for speed in speeds],
+        }
+
+
+def _show(speeds: list[Speed], figures: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("what", "median", "best", ""):
+        table.add_column(title, justify="left" if title in ("what", "") else "right")
+    if machine := figures.get("machine"):
+        table.add_row("memory read", f"{machine['read'] / 1e9:.1f}", "", f"GB/s, {machine['threads']} threads")
+        table.add_row("INT8 dot peak", f"{machine['int8'] / 1e9:.0f}", "", f"GOP/s, {machine['isa']}")
+        table.add_row("BF16 dot peak", f"{machine['bf16'] / 1e9:.0f}", "", "GFLOP/s")
+    for expert in figures.get("int4 expert", []):
+        shares = f"{100 * expert['share_of_read']:.0f} % of memory, {100 * expert['share_of_int8']:.0f} % of the peak"
+        speed = f"{expert['read'] / 1e9:.1f} GB/s, {expert['operations'] / 1e9:.0f} GFLOP/s"
+        table.add_row(f"INT4 expert, {expert['rows']} rows", speed, "", shares)
+    for found in speeds:
+        table.add_row(found.name, f"{found.median:.1f}", f"{found.best:.1f}", f"tokens/s, {found.rounds} rounds")
+    Console(soft_wrap=not Console().is_terminal).print(table)

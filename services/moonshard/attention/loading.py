@@ -1,0 +1,55 @@
+"""The attention role's part of the model, on native kernels where they are built, else on torch's operators."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moonshard.kernels.attention import Activations
+from moonshard.model.checkpoint import Checkpoint
+from moonshard.model.decoder import Decoder
+from moonshard.model.inventory import attention_tensors
+from moonshard.model.native_decoder import NativeDecoder
+from moonshard.model.weights import load_weights
+from moonshard.transport.contract import Dispatcher
+from moonshard.worker import Worker, native_pool
+
+logger = logging.getLogger(__name__)
+
+_ACTIVATIONS: dict[torch.dtype, Activations] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+class LateDispatcher:
+    """Stands in the model for the dispatcher, which can connect only when every shard has loaded as well."""
+
+    def __init__(self) -> None:
+        self.target: Dispatcher | None = None
+
+    def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Any:
+        assert self.target is not None, "the model runs after it has met the shards"
+        return self.target.dispatch(layer, x_TD, topk_ids_TK, topk_weights_TK)
+
+    def combine(self, handle: Any) -> Tensor:
+        assert self.target is not None, "a handle comes from a dispatch"
+        return self.target.combine(handle)
+
+
+def load_decoder(worker: Worker, routed: LateDispatcher) -> Decoder | NativeDecoder:
+    """Read this role's tensors, none of the routed experts. Raises CheckpointError or ConfigError."""
+    pool = native_pool("attention", worker.config, worker.device)
+    with Checkpoint(worker.config.checkpoint, worker.model) as checkpoint:
+        native = pool if pool and _is_bf16(checkpoint) else None
+        dtype = torch.bfloat16 if native else worker.dtype
+        weights = load_weights(checkpoint, dtype, worker.device, worker.progress.loaded)
+    logger.info("loaded attention, gate and shared experts: %d bytes read", checkpoint.bytes_read)
+    eps = worker.config.latent_norm_eps
+    if native is None:
+        return Decoder(worker.model, weights, routed, eps)
+    return NativeDecoder(worker.model, weights, routed, native, eps, _ACTIVATIONS[worker.dtype])
+
+
+def _is_bf16(checkpoint: Checkpoint) -> bool:
+    """Whether BF16 holds every linear weight exactly; the gate and its bias stay FP32 in any case."""
+    linear = (spec for spec in attention_tensors(checkpoint.config) if ".mlp.gate." not in spec.name)
+    return all(checkpoint.stored_dtype(spec) == torch.bfloat16 for spec in linear)
