@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_separation.py CHECKPOINT [--batches 1 32] [--rounds 5] [--dtype float32]
 
-Both sides run the same kernels with two threads (a shard has one). `local` is the attention worker's own engine with all
-experts in its process; the cell is a router, an attention worker and eight shards, its tokens counted at the client.
+Both sides run the same kernels with two threads (a shard has one). `local` is the attention worker's own engine with
+all experts in its process; the cell is a router, an attention worker and eight shards, tokens counted at the client.
 """
 
 import argparse

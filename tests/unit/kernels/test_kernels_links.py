@@ -5,11 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import test_kernels_build
-from test_kernels_build import compile_driver
 
 from moonshard.kernels import build
-from moonshard.kernels.links import LinkRecord, LinkShape
+from moonshard.kernels.links import AnswerPlan, LinkRecord, LinkShape
+from tests.unit.kernels import test_kernels_build
+from tests.unit.kernels.test_kernels_build import compile_driver
 
 
 @pytest.mark.slow
@@ -29,11 +29,11 @@ def test_structures_have_the_sizes_of_the_native_ones(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("no C++ compiler")
     lines = [
-        f'#include "{test_kernels_build.build.SOURCES}/link.h"',
+        f'#include "{build.SOURCES}/link_answer.h"',
         "#include <stddef.h>",
         "using namespace moonshard;",
     ]
-    for name, structure in {"Link": LinkRecord, "LinkShape": LinkShape}.items():
+    for name, structure in {"Link": LinkRecord, "LinkShape": LinkShape, "AnswerPlan": AnswerPlan}.items():
         lines.append(f"static_assert(sizeof({name}) == {ctypes.sizeof(structure)});")
         for field, *_ in structure._fields_:
             lines.append(f"static_assert(offsetof({name}, {field}) == {getattr(structure, field).offset});")
