@@ -16,7 +16,7 @@ from tests.unit.kernels.test_kernels_build import compile_driver
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"], ids=["address", "thread"])
 def test_links_are_clean_under_sanitizers(tmp_path: Path, sanitizers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_kernels_build, "DRIVER", Path(__file__).parent / "sanitized_links.cpp")
+    monkeypatch.setattr(test_kernels_build, "DRIVERS", [Path(__file__).parent / "sanitized_links.cpp"])
     program = compile_driver(tmp_path, (f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-O1", "-g"))
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -7,7 +7,6 @@ import logging
 import select
 import time
 from collections import deque
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,37 +21,14 @@ from moonshard.transport.links.answers import Answers, ExpertTable
 from moonshard.transport.links.poller import MESSAGE, make_poller
 from moonshard.transport.links.replies import make_replies
 from moonshard.transport.links.shape import Shape
-from moonshard.transport.links.slab import Slab, SlabPool
+from moonshard.transport.links.slab import SlabPool
 from moonshard.transport.links.stream import Message, Stream
+from moonshard.transport.links.waiting import SourceLink, Waiting
 from moonshard.transport.wire import Kind
 
 _log = logging.getLogger(__name__)
 _WAITING_MAX = 16  # messages of one source that may wait before its link is left unread
 _LINKS_MAX = 1024
-
-
-class _Link:
-    """One attention worker as the shard sees it; `source` is -1 until its HELLO is accepted."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.source = -1
-        self.num_waiting = 0
-        self.opened_at = time.monotonic()
-
-    @property
-    def name(self) -> str:
-        return f"attention worker {self.source}" if self.source >= 0 else "a stranger"
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    link: _Link
-    header: wire.Header
-    ids_RK: Tensor
-    weights_RK: Tensor
-    x_RD: Tensor
-    slab: Slab | None = None  # to use again once answered
 
 
 class LinkEndpoint:
@@ -69,15 +45,15 @@ class LinkEndpoint:
         self._timeout_s = timeout_s
         self._ids_known = frozenset([-1, *spec.experts_of(shard)])
         self._layers = frozenset(spec.moe_layers)
-        self._links: dict[int, _Link] = {}
-        self._waiting: deque[_Waiting] = deque()
+        self._links: dict[int, SourceLink] = {}
+        self._waiting: deque[Waiting] = deque()
         self._slabs = SlabPool()
         self._listener = Listener(address)
         self.address = self._listener.address
         shape = Shape(spec, shard, max_rows)
         self._poller = make_poller(self._listener.socket, shape)
         self._replies = make_replies(shape, spec, shard)
-        self._strangers: set[_Link] = set()
+        self._strangers: set[SourceLink] = set()
         self._answers: Answers | None = None
         self._row_bytes = wire.reply_bytes(spec, 1)
 
@@ -153,12 +129,12 @@ class LinkEndpoint:
                 _log.warning("refused a connection: %d links are open", len(self._links))
                 connection.close()
                 continue
-            link = _Link(Stream(connection, self._slabs))
+            link = SourceLink(Stream(connection, self._slabs))
             self._links[link.stream.fileno()] = link
             self._strangers.add(link)
             self._poller.add(link.stream)
 
-    def _serve(self, link: _Link, event: int) -> None:
+    def _serve(self, link: SourceLink, event: int) -> None:
         try:
             if event & select.POLLOUT:
                 link.stream.flush()
@@ -173,20 +149,20 @@ class LinkEndpoint:
         except ProtocolMismatch as error:
             self._turn_away(link, error)
 
-    def _watch(self, link: _Link) -> None:
+    def _watch(self, link: SourceLink) -> None:
         """A source with unsent replies or many waiting messages is not read: every queue has a limit."""
         self._poller.watch(link.stream, reads=not link.stream.unsent and link.num_waiting < _WAITING_MAX)
 
-    def _take_message(self, link: _Link) -> None:
+    def _take_message(self, link: SourceLink) -> None:
         """A native call has read and checked a DISPATCH."""
         stream, spec = link.stream, self.spec
         record, slab = stream.record, stream.take_slab()
         num_rows = record.num_rows
         ids_RK, weights_RK, x_RD = slab.views.get(num_rows) or slab.dispatch(spec, num_rows)
         header = wire.dispatch_header(spec, link.source, record.step, record.layer, num_rows)
-        self._append(_Waiting(link, header, ids_RK, weights_RK, x_RD, slab))
+        self._append(Waiting(link, header, ids_RK, weights_RK, x_RD, slab))
 
-    def _append(self, waiting: _Waiting) -> None:
+    def _append(self, waiting: Waiting) -> None:
         link = waiting.link
         self._waiting.append(waiting)
         link.num_waiting += 1
@@ -194,7 +170,7 @@ class LinkEndpoint:
         if link.num_waiting >= _WAITING_MAX:
             self._watch(link)
 
-    def _accept(self, link: _Link, message: Message) -> None:
+    def _accept(self, link: SourceLink, message: Message) -> None:
         if link.source < 0:
             self._welcome(link, handshake.read_hello(message, self.spec, self.shard).source)
             return
@@ -207,9 +183,9 @@ class LinkEndpoint:
             raise ProtocolMismatch(
                 f"dispatch: ids: expected those of {self.spec.experts_of(self.shard)} or -1, got others"
             )
-        self._append(_Waiting(link, header, ids_RK, weights_RK, x_RD))
+        self._append(Waiting(link, header, ids_RK, weights_RK, x_RD))
 
-    def _check(self, link: _Link, header: wire.Header) -> None:
+    def _check(self, link: SourceLink, header: wire.Header) -> None:
         expected = wire.dispatch_header(self.spec, link.source, header.step, header.layer, header.num_rows)
         wire.check_header("dispatch", expected, header)
         if header.layer not in self._layers:
@@ -218,7 +194,7 @@ class LinkEndpoint:
         if not 1 <= header.num_rows <= self._max_rows:
             raise ProtocolMismatch(f"dispatch: num_rows: expected 1..{self._max_rows}, got {header.num_rows}")
 
-    def _welcome(self, link: _Link, source: int) -> None:
+    def _welcome(self, link: SourceLink, source: int) -> None:
         for other in [other for other in self._links.values() if other.source == source]:
             self._close_link(other, logging.WARNING, PeerLost("it connected anew"))
         link.source = link.stream.record.source = source
@@ -230,7 +206,7 @@ class LinkEndpoint:
         link.stream.send(*handshake.welcome(self._max_rows))
         _log.info("%s joined", link.name)
 
-    def _turn_away(self, link: _Link, error: ProtocolMismatch) -> None:
+    def _turn_away(self, link: SourceLink, error: ProtocolMismatch) -> None:
         """Tell the other side why before closing, if it still listens."""
         kind = Kind.ERROR if link.source >= 0 else Kind.REFUSE
         try:
@@ -239,7 +215,7 @@ class LinkEndpoint:
             _log.debug("%s did not wait for the reason", link.name)
         self._close_link(link, logging.ERROR, error)
 
-    def _close_link(self, link: _Link, level: int, error: TransportError) -> None:
+    def _close_link(self, link: SourceLink, level: int, error: TransportError) -> None:
         _log.log(level, "shard %d closes the link of %s: %s", self.shard, link.name, error)
         self._poller.remove(link.stream)
         self._strangers.discard(link)
@@ -252,13 +228,13 @@ class LinkEndpoint:
         for link in [link for link in self._strangers if link.opened_at < limit]:
             self._turn_away(link, ProtocolMismatch(f"handshake: no HELLO within {self._timeout_s:g} s"))
 
-    def _take_layer(self) -> list[_Waiting]:
+    def _take_layer(self) -> list[Waiting]:
         """The oldest message and the others of its layer, whole, as long as they fit max_rows."""
         if len(self._waiting) == 1:
             self._waiting[0].link.num_waiting = 0
             return [self._waiting.popleft()]
         layer, num_rows = self._waiting[0].header.layer, 0
-        taken: list[_Waiting] = []
+        taken: list[Waiting] = []
         for waiting in self._waiting:
             if waiting.header.layer != layer:
                 continue
@@ -269,13 +245,13 @@ class LinkEndpoint:
         self._waiting = deque(waiting for waiting in self._waiting if waiting not in taken)
         return [self._release(waiting) for waiting in taken]
 
-    def _release(self, waiting: _Waiting) -> _Waiting:
+    def _release(self, waiting: Waiting) -> Waiting:
         waiting.link.num_waiting -= 1
         if waiting.link.num_waiting == _WAITING_MAX - 1:
             self._watch(waiting.link)
         return waiting
 
-    def _merge(self, taken: list[_Waiting]) -> ExpertBatch:
+    def _merge(self, taken: list[Waiting]) -> ExpertBatch:
         segments, stop = [], 0
         for waiting in taken:
             start, stop = stop, stop + waiting.header.num_rows
@@ -289,7 +265,7 @@ class LinkEndpoint:
             weights_RK = torch.cat([waiting.weights_RK for waiting in taken])
         return ExpertBatch(taken[0].header.layer, x_RD, ids_RK, weights_RK, tuple(segments), taken)
 
-    def _reply(self, waiting: _Waiting, y_RD: Tensor) -> None:
+    def _reply(self, waiting: Waiting, y_RD: Tensor) -> None:
         link, asked = waiting.link, waiting.header
         stream = link.stream
         if stream.closed:
