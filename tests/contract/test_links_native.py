@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_links import ONE_SHARD, answer, connect, receive
 
 from moonshard.errors import PeerLost, ProtocolMismatch, TransportTimeout
 from moonshard.transport import wire
 from moonshard.transport.contract import WireSpec
 from moonshard.transport.links import LinkDispatcher, LinkEndpoint
 from tests.contract.conftest import use_engine
+from tests.contract.test_links import ONE_SHARD, answer, connect, receive
 from tests.contract.transport_cluster import Worker, expected, make_rows, make_spec, same_bits
 
 

@@ -1,12 +1,14 @@
 """One expert shard: its experts of every MoE layer, and what they have carried."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from moonshard.experts.counters import LoadCounters
+from moonshard.model.native_experts import NativeExpertStack
 from moonshard.transport.contract import ExpertBatch
+from moonshard.transport.links import ExpertTable
 
 
 class Stack(Protocol):
@@ -28,3 +30,21 @@ class Shard:
         y_RD = self._stacks[batch.layer].forward(batch.x_RD, batch.topk_ids_RK, batch.topk_weights_RK)
         self.counters.add(batch.layer, batch.topk_ids_RK.cpu().numpy())
         return y_RD
+
+    def table(self, observe: Callable[[int, float], None]) -> ExpertTable | None:
+        """For links that answer without Python, where all layers are on native kernels.
+
+        observe: called with (rows, seconds) of each batch computed there. Counts the rows as `compute` does.
+        """
+        stacks = {layer: stack for layer, stack in self._stacks.items() if isinstance(stack, NativeExpertStack)}
+        if not stacks or len(stacks) < len(self._stacks):
+            return None
+
+        def count(rows: int, compute_s: float) -> None:
+            self.counters.num_batches += 1
+            self.counters.num_rows += rows
+            observe(rows, compute_s)
+
+        one = next(iter(stacks.values()))
+        layers = {layer: stack.kernels for layer, stack in stacks.items()}
+        return ExpertTable(one.pool, layers, one.precision, self.counters.rows_LE, count)

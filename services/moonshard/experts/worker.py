@@ -81,6 +81,14 @@ def _say_ready(worker: Worker, address: str) -> None:
 
 
 def _loop(worker: Worker, shard: Shard, endpoint: Endpoint, metrics: ExpertMetrics) -> None:
+    def answered(rows: int, compute_s: float) -> None:
+        metrics.compute_seconds.observe(compute_s)
+        metrics.batch_rows.observe(rows)
+        worker.progress.num_iterations += 1
+        worker.progress.num_tokens += rows
+
+    if isinstance(endpoint, LinkEndpoint) and (table := shard.table(answered)):
+        endpoint.answer_with(table)
     with torch.inference_mode():
         while not worker.lifetime.stopping.is_set():
             batch = endpoint.receive(POLL_S)

@@ -11,7 +11,7 @@ Precision = Literal["int8", "int16", "exact"]
 
 _GROUP = 32  # inputs that share a scale, and outputs of a panel
 _STEP_BYTES = 576  # of a panel for each group; native/layout.h
-_PRECISIONS: dict[Precision, int] = {"int8": 0, "exact": 1, "int16": 2}
+PRECISIONS: dict[Precision, int] = {"int8": 0, "exact": 1, "int16": 2}
 
 
 class Int4Experts:
@@ -38,6 +38,11 @@ class Int4Experts:
     def resident_bytes(self) -> int:
         """Bytes of all weights and scales."""
         return self._panels.numel()
+
+    @property
+    def address(self) -> int:
+        """Where the panels lie."""
+        return self._panels.data_ptr()
 
     def load(self, pool: Pool, expert: int, name: str, packed: torch.Tensor, scale: torch.Tensor) -> None:
         """Repack one published matrix, `name` "gate", "up" or "down": `packed` int32 [out, in / 8] (lowest nibble
@@ -83,7 +88,7 @@ class Int4Experts:
         check(native().ms_experts(
             pool.handle, self._panels.data_ptr(), self.width, self.hidden, self.first_expert, self.num_experts,
             x_RD.data_ptr(), TYPES[x_RD.dtype], x_stride, rows, topk_ids_RK.data_ptr(), wide,
-            topk_weights_RK.data_ptr(), slots, y_RD.data_ptr(), y_stride, _PRECISIONS[precision],
+            topk_weights_RK.data_ptr(), slots, y_RD.data_ptr(), y_stride, PRECISIONS[precision],
         ))
         # fmt: on
         return y_RD

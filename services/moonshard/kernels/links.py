@@ -76,6 +76,28 @@ class LinkShape(ctypes.Structure):
     )
 
 
+class AnswerPlan(ctypes.Structure):
+    """As `AnswerPlan` in native/link_answer.h."""
+
+    _fields_ = (
+        ("pool", c_void_p),
+        ("panels", c_void_p),
+        ("hidden", c_int64),
+        ("precision", c_int32),
+        ("x_type", c_int32),
+        ("counts", c_void_p),
+        ("rows_max", c_int64),
+        ("y", c_void_p),
+        ("rounded", c_void_p),
+        ("num_logged", c_int64),
+        ("log_size", c_int64),
+        ("log_rows", c_void_p),
+        ("log_ns", c_void_p),
+        ("cut_sent", c_int64),
+        ("cut_link", c_int64),
+    )
+
+
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ms_courier_new": (c_void_p, [POINTER(LinkShape), c_void_p, c_int32]),
     "ms_courier_free": (None, [c_void_p]),
@@ -87,6 +109,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ms_courier_combine": (c_int32, [c_void_p, c_void_p, c_int64]),
     # shape, links, num_links, listener, timeout_ns
     "ms_link_receive": (c_int32, [c_void_p, c_void_p, c_int32, c_int32, c_int64]),
+    # shape, plan, links, num_links, listener, timeout_ns
+    "ms_link_answer": (c_int32, [c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_int64]),
     # shape, link, step, layer, num_rows, y, convert, scratch
     "ms_link_reply": (
         c_int64,

@@ -1,6 +1,7 @@
 // The C interface of the links, loaded by kernels/links.py. Python's own state is untouched: descriptors and memory in.
 #include <new>
 
+#include "link_answer.h"
 #include "link_courier.h"
 #include "link_shard.h"
 
@@ -35,6 +36,11 @@ int32_t ms_courier_combine(Courier* courier, float* y_TD, int64_t timeout_ns) {
 int32_t ms_link_receive(const LinkShape* shape, Link* const* links, int32_t num_links, int32_t listener,
                         int64_t timeout_ns) {
     return receive(*shape, links, num_links, listener, timeout_ns);
+}
+
+int32_t ms_link_answer(const LinkShape* shape, AnswerPlan* plan, Link* const* links, int32_t num_links, int32_t listener,
+                       int64_t timeout_ns) {
+    return answer(*shape, *plan, links, num_links, listener, timeout_ns);
 }
 
 int64_t ms_link_reply(const LinkShape* shape, Link* link, uint64_t step, int32_t layer, int64_t num_rows, const void* y,

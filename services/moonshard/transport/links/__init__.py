@@ -1,7 +1,8 @@
 """Direct links: one stream socket per (attention worker, shard); no global step, a failure is one link's."""
 
+from moonshard.transport.links.answers import ExpertTable
 from moonshard.transport.links.dispatcher import LinkDispatcher
 from moonshard.transport.links.endpoint import LinkEndpoint
 from moonshard.transport.links.handle import LinkHandle
 
-__all__ = ["LinkDispatcher", "LinkEndpoint", "LinkHandle"]
+__all__ = ["ExpertTable", "LinkDispatcher", "LinkEndpoint", "LinkHandle"]

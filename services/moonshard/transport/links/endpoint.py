@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from moonshard.errors import PeerLost, ProtocolMismatch, TransportError
+from moonshard.kernels import links as kernel_links
 from moonshard.transport import wire
 from moonshard.transport.contract import ExpertBatch, Segment, TransportStats, WireSpec
 from moonshard.transport.links import handshake
 from moonshard.transport.links.address import Listener
+from moonshard.transport.links.answers import Answers, ExpertTable
 from moonshard.transport.links.poller import MESSAGE, make_poller
 from moonshard.transport.links.replies import make_replies
 from moonshard.transport.links.shape import Shape
@@ -76,7 +78,14 @@ class LinkEndpoint:
         self._poller = make_poller(self._listener.socket, shape)
         self._replies = make_replies(shape, spec, shard)
         self._strangers: set[_Link] = set()
+        self._answers: Answers | None = None
         self._row_bytes = wire.reply_bytes(spec, 1)
+
+    def answer_with(self, table: ExpertTable) -> bool:
+        """Let `receive` answer by itself what the native call can; only the rest is returned. False without it."""
+        if kernel_links.native_links():
+            self._answers = Answers(self.spec, self.shard, table)
+        return self._answers is not None
 
     def receive(self, timeout_s: float) -> ExpertBatch | None:
         started = time.monotonic()
@@ -107,7 +116,12 @@ class LinkEndpoint:
 
     def _pump(self, timeout_s: float) -> None:
         """Wait for something to happen on any socket and handle all that did."""
-        for fd, event in self._poller.wait(timeout_s):
+        # What waits already goes first.
+        answers = None if self._waiting else self._answers
+        events = self._poller.wait(timeout_s, answers)
+        if answers:
+            self._count_answers(answers)
+        for fd, event in events:
             link = self._links.get(fd)
             if link is None:
                 self._accept_links()
@@ -117,6 +131,21 @@ class LinkEndpoint:
                 self._serve(link, event)
         if self._strangers:
             self._drop_silent_strangers()
+
+    def _count_answers(self, answers: Answers) -> None:
+        num_batches, num_rows = answers.report()
+        self.stats.num_dispatches += num_batches
+        self.stats.num_rows += num_rows
+        for place, link in enumerate(self._links.values()):
+            record, source = link.stream.record, link.source
+            if place == answers.plan.cut_link and answers.plan.cut_sent >= 0:
+                link.stream.send_rest(answers.plan.cut_sent, *answers.last_message(record))
+                self._watch(link)
+            if record.sent_bytes:
+                self.stats.sent_bytes[source] += record.sent_bytes
+                self.stats.received_bytes[source] += record.received_bytes
+                self.stats.wait_s[source] += record.waited_ns / 1e9
+                record.sent_bytes = record.received_bytes = record.waited_ns = 0
 
     def _accept_links(self) -> None:
         while connection := self._listener.accept():

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from moonshard.kernels import links as kernel_links
 from moonshard.kernels.links import LinkRecord, LinkShape, State
+from moonshard.transport.links.answers import Answers
 from moonshard.transport.links.stream import Stream
 
 MESSAGE = 1 << 16
@@ -26,8 +27,9 @@ class Poller(Protocol):
     def watch(self, stream: Stream, reads: bool) -> None:
         """Say anew what is wanted of a stream: room for what is unsent, and with `reads` also its messages."""
 
-    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
-        """(descriptor, event) as poll gives them; early when a signal came."""
+    def wait(self, timeout_s: float, answers: Answers | None = None) -> list[tuple[int, int]]:
+        """(descriptor, event) as poll gives them; early when a signal came. With `answers`, messages that the native
+        call can answer by itself do not show, and it reports to `answers`."""
 
 
 class PythonPoller:
@@ -52,7 +54,7 @@ class PythonPoller:
             self._watched[stream.fileno()] = wanted
             self._poll.modify(stream, wanted)
 
-    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
+    def wait(self, timeout_s: float, answers: Answers | None = None) -> list[tuple[int, int]]:
         return self._poll.poll(max(0, math.ceil(timeout_s * 1000)))
 
 
@@ -60,7 +62,7 @@ class NativePoller:
     """Reads and checks the rows of welcomed links; strangers and everything unusual come back as poll's events."""
 
     def __init__(self, library: ctypes.CDLL, listener: socket.socket, shape: LinkShape) -> None:
-        self._receive = library.ms_link_receive
+        self._receive, self._answer = library.ms_link_receive, library.ms_link_answer
         self._listener_fd = listener.fileno()
         self._shape = shape
         self._shape_at = ctypes.addressof(shape)
@@ -78,9 +80,12 @@ class NativePoller:
     def watch(self, stream: Stream, reads: bool) -> None:
         stream.record.reads = reads
 
-    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
-        timeout_ns = int(timeout_s * 1e9)
-        found = self._receive(self._shape_at, self._table_at, len(self._records), self._listener_fd, timeout_ns)
+    def wait(self, timeout_s: float, answers: Answers | None = None) -> list[tuple[int, int]]:
+        rest = self._table_at, len(self._records), self._listener_fd, int(timeout_s * 1e9)
+        if answers is None:
+            found = self._receive(self._shape_at, *rest)
+        else:
+            found = self._answer(self._shape_at, answers.address, *rest)
         if not found:
             return []
         events = []

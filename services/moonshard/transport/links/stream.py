@@ -41,7 +41,6 @@ class Stream:
         self.record = LinkRecord(fd=connection.fileno(), reads=1)
         self._socket = connection
         self._slabs = slabs or SlabPool()
-        self._header: Header | None = None
         self._outbox: deque[memoryview] = deque()
         self._use(self._slabs.take())
 
@@ -108,7 +107,6 @@ class Stream:
         """The memory with the message that a native call has read into it."""
         slab, record = self._slab, self.record
         record.filled = record.state = 0
-        self._header = None
         self._use(self._slabs.take())
         return slab
 
@@ -161,13 +159,13 @@ class Stream:
 
     def _next_message(self) -> Message | None:
         filled = self.record.filled
-        if self._header is None:
-            if filled < HEADER_BYTES:
-                return None
-            self._header = self._parse()
-        size = HEADER_BYTES + self._header.payload_bytes
+        if filled < HEADER_BYTES:
+            return None
+        # Parsed anew when more has come: a native call may have finished the message in the meantime.
+        header = self._parse()
+        size = HEADER_BYTES + header.payload_bytes
         if filled >= size:
-            return self._take(self._header, size)
+            return self._take(header, size)
         if size > self._slab.num_bytes:
             self._move(self._slabs.take(size), 0)
         return None
@@ -188,7 +186,6 @@ class Stream:
         self._use(slab)
 
     def _take(self, header: Header, size: int) -> Message:
-        self._header = None
         own = size > SMALL_BYTES and self.record.filled == size
         payload = self._slab.array[HEADER_BYTES:size]
         message = Message(header, payload if own else payload.copy())
