@@ -6,7 +6,7 @@ from moonshard.kernels.library import native
 
 
 class Pool:
-    """`num_threads` threads, the caller's included; 1 runs everything in the calling thread. None of them ever spins.
+    """`num_threads` threads, the caller's included; 1 runs everything in the calling thread. None spins for long.
 
     Also owns the kernels' scratch memory. Calls from several threads take turns. `isa` forces an instruction set
     ("avx512", "avx512_vnni", "avx_vnni", "avx2", "portable"); ValueError when this processor lacks it.

@@ -117,6 +117,7 @@ private:
 
 void attention_block(Pool& pool, const AttentionLayer& layer, const Cache& cache, const Step& step, const Operand& x,
                      Type products, const Routed& out) {
+    const Pool::Alert alert(pool);
     const int64_t most = std::min(step.rows, kWaveRows);
     const Workspace space =
         carve(pool, [&](Carver& memory) { return Workspace(memory, layer, cache, most, products); });

@@ -8,6 +8,9 @@ namespace moonshard {
 
 namespace {
 
+constexpr int64_t kSpanBytes = 512 * 1024;
+constexpr int64_t kSpansPerThread = 4;
+
 constexpr int64_t kPackInputs = 64;  // two cache lines of each row, while they are at hand
 
 void pack_panel(const uint16_t* weights, int64_t stride, const Matrices& to, int64_t panel) {
@@ -36,8 +39,14 @@ public:
     void run() {
         const int64_t tiles = num_tiles(), panels = matrices_.num_panels(), count = matrices_.count;
         pool_.run(count * tiles, count * rows_ * row_bytes(), [&](int64_t i) { gather(i / tiles, i % tiles); });
-        pool_.run(count * panels, count * panels * matrices_.panel_bytes(), [&](int64_t i) {
-            for (int64_t t = 0; t < tiles; t++) run_tile(i / panels, i % panels, t);
+        // Spans of panels, so that a thread reads on where it was.
+        const int64_t all = count * panels, bytes = std::max<int64_t>(1, matrices_.panel_bytes());
+        const int64_t most = std::max<int64_t>(1, kSpanBytes / bytes);
+        const int64_t span = std::clamp<int64_t>(all / (pool_.num_threads() * kSpansPerThread), 1, most);
+        pool_.run((all + span - 1) / span, all * matrices_.panel_bytes(), [&](int64_t item) {
+            for (int64_t i = item * span; i < std::min(all, (item + 1) * span); i++) {
+                for (int64_t t = 0; t < tiles; t++) run_tile(i / panels, i % panels, t);
+            }
         });
     }
 

@@ -6,6 +6,17 @@ namespace {
 constexpr int64_t kAlignment = 64;
 // Below this, waking a thread costs more than it brings.
 constexpr int64_t kBytesToShare = 256 * 1024;
+constexpr int kLooks = 1000;  // some ten microseconds
+
+// Looks at `condition` for a moment; whoever calls this sleeps afterwards if need be.
+template <class Condition>
+void look_for(const Condition& condition) {
+    for (int i = 0; i < kLooks && !condition(); i++) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
 }  // namespace
 
 Pool::Pool(int32_t num_threads, const Isa& isa_) : isa(isa_) {
@@ -50,8 +61,12 @@ void Pool::run_items(int64_t items, int64_t bytes, Call call, const void* task) 
     }
     opened_.notify_all();
     take_items(call, task, items);
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        call_ = nullptr;
+    }
+    if (alert_) look_for([this] { return inside_ == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
-    call_ = nullptr;
     left_.wait(lock, [this] { return inside_ == 0; });
 }
 
@@ -59,6 +74,11 @@ void Pool::work() {
     uint64_t done = 0;
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
+        if (alert_ && job_ == done) {
+            lock.unlock();
+            look_for([&] { return job_ != done || !alert_; });
+            lock.lock();
+        }
         opened_.wait(lock, [&] { return closing_ || (call_ != nullptr && job_ != done); });
         if (closing_) return;
         done = job_;

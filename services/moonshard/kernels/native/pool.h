@@ -1,5 +1,5 @@
-// Threads that sleep between calls. No waiting thread spins: where threads equal cores, spinning takes the core from the
-// thread that is waited for.
+// Threads that sleep between calls. No thread spins for long: where threads equal cores, spinning takes the core from the
+// thread that is waited for. Between the steps of one fused call they look out for some ten microseconds, then sleep.
 #pragma once
 #include <stdint.h>
 
@@ -27,6 +27,17 @@ public:
         run_items(items, bytes, call, &task);
     }
 
+    // While one of these lives, more work is about to come: waking a sleeping thread takes longer than most steps.
+    class Alert {
+    public:
+        explicit Alert(Pool& pool) : pool_(pool) { pool_.alert_ = true; }
+        ~Alert() { pool_.alert_ = false; }
+        Alert(const Alert&) = delete;
+
+    private:
+        Pool& pool_;
+    };
+
     int32_t num_threads() const { return static_cast<int32_t>(workers_.size()) + 1; }
 
     // Grow-only and aligned to cache lines; valid until the next call with that `use`. Throws std::bad_alloc.
@@ -51,8 +62,9 @@ private:
     Call call_ = nullptr;  // null: no job is open
     const void* task_ = nullptr;
     int64_t items_ = 0;
-    uint64_t job_ = 0;
-    int32_t inside_ = 0;  // workers that joined the job
+    std::atomic<uint64_t> job_{0};
+    std::atomic<int32_t> inside_{0};  // workers that joined the job
+    std::atomic<bool> alert_{false};
     bool closing_ = false;
     alignas(64) std::atomic<int64_t> next_{0};
 };

@@ -21,6 +21,7 @@ struct Space {
 }  // namespace
 
 void swiglu(Pool& pool, const Matrices& gate_up, const Matrices& down, const Operand& h, int64_t rows, const Operand& x) {
+    const Pool::Alert alert(pool);
     const int64_t most = std::min(rows, kWaveRows), width = down.inputs, hidden = down.outputs;
     const Space space = carve(pool, [&](Carver& memory) {
         const Rows sealed = Rows::take(memory, most, width, h.type);
@@ -44,6 +45,7 @@ void swiglu(Pool& pool, const Matrices& gate_up, const Matrices& down, const Ope
 
 void norm_multiply(Pool& pool, const float* norm, float eps, const Matrices& matrix, const Operand& x, int64_t rows,
                    Type products, const Operand& y) {
+    const Pool::Alert alert(pool);
     const Rows normed = carve(pool, [&](Carver& memory) { return Rows::take(memory, rows, matrix.inputs, products); });
     pool.run(rows, rows * matrix.inputs * 8, [&](int64_t r) {
         pool.isa.rms_norm(row_of(x, r), norm, eps, matrix.inputs, normed.row(r));
