@@ -221,7 +221,7 @@ def resolve_device(config: CellConfig, rank: int) -> tuple[torch.device, torch.d
         raise ConfigError("transport", f"must be all_to_all on CUDA devices, got {config.transport!r}")
     device = torch.device("cuda", rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
     if config.dtype == "auto":
-        return device, torch.bfloat16 if cuda else torch.float32
+        return device, torch.bfloat16 if cuda or (config.kernels != "torch" and kernels.available()) else torch.float32
     return device, DTYPES[config.dtype]
 
 

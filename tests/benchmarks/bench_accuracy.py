@@ -41,7 +41,7 @@ from moonshard.model.weights import load_weights
 from moonshard.sampling import SamplingParams
 from tests.tools import free_port
 
-NUM_PROMPTS, NEW_TOKENS, TOP = 16, 32, 5
+NUM_PROMPTS, NEW_TOKENS, TOP = 64, 32, 5
 MODES: dict[str, tuple[Activations, Precision]] = {
     "bfloat16, int8 experts (default)": ("bfloat16", "int8"),
     "float32, int8 experts": ("float32", "int8"),
@@ -53,7 +53,7 @@ Greedy = Callable[[list[int]], list[int]]
 
 def prompts(vocab_size: int) -> list[list[int]]:
     draw = torch.Generator().manual_seed(5)
-    return [torch.randint(2, vocab_size, (4 * i + 1,), generator=draw).tolist() for i in range(NUM_PROMPTS)]
+    return [torch.randint(2, vocab_size, (2 * i + 1,), generator=draw).tolist() for i in range(NUM_PROMPTS)]
 
 
 def native(path: Path, activations: Activations, precision: Precision) -> tuple[Logprobs, Greedy]:

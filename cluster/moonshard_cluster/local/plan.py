@@ -1,6 +1,8 @@
 """From what the user asked to the complete configuration of a cell on this machine: every "auto" resolved."""
 
+import importlib.resources
 import os
+import runpy
 import socket
 import tempfile
 from pathlib import Path
@@ -30,7 +32,7 @@ def plan_cell(values: dict[str, Any], file: Path | None = None) -> CellConfig:
             "run_dir": Path(tempfile.mkdtemp(prefix="moonshard-")),
             "collective_address": f"127.0.0.1:{_free_port()}",
             "device": device,
-            "dtype": config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32"),
+            "dtype": config.dtype if config.dtype != "auto" else _dtype(config, device),
             "attention": config.attention.model_copy(
                 update={"num_threads": config.attention.num_threads or max(1, cores // topology.num_attention)}
             ),
@@ -59,6 +61,17 @@ def _device(config: CellConfig, topology: Topology) -> str:
     import torch
 
     return "cuda" if torch.cuda.device_count() >= topology.world_size else "cpu"
+
+
+def _dtype(config: CellConfig, device: str) -> str:
+    """BF16 activations where CUDA or the native kernels compute; torch's operators on CPUs are better off with FP32."""
+    return "bfloat16" if device == "cuda" or (config.kernels != "torch" and _kernels_are_built()) else "float32"
+
+
+def _kernels_are_built() -> bool:
+    """Asked of the build script as the installer runs it: importing the package would load torch into the launcher."""
+    script = importlib.resources.files("moonshard") / "kernels" / "build.py"
+    return bool(runpy.run_path(str(script))["is_current"]())
 
 
 def _free_port() -> int:
