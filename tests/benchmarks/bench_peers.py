@@ -128,12 +128,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     found: dict[str, Figures] = {"moonshard": defaultdict(list)}
-    with cell(options.checkpoint, options.dtype) as address:
-        own_round(address, defaultdict(list))  # warm-up
-        for _ in range(options.rounds):
+    for _ in range(options.rounds):
+        # Ended before the peer's turn: its spinning threads lose a third when an idle cell's heartbeats interrupt them.
+        with cell(options.checkpoint, options.dtype) as address:
+            own_round(address, defaultdict(list))  # warm-up
             own_round(address, found["moonshard"])
-            if options.llama_bin:
-                llama_round(options.llama_bin, options.gguf, found.setdefault("llama.cpp", defaultdict(list)))
+        if options.llama_bin:
+            llama_round(options.llama_bin, options.gguf, found.setdefault("llama.cpp", defaultdict(list)))
     if options.vllm:
         found["vllm"] = vllm_rounds(options.vllm, options.bf16, options.rounds)
     report(options.checkpoint.name, found)

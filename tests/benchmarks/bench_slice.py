@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
 from moonshard.kernels import Pool
@@ -37,17 +38,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 32])
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--expert-threads", type=int, default=0, help="per shard; 0 is what the launcher plans")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = ModelConfig.from_dir(options.checkpoint)
-    config = plan_cell({"checkpoint": options.checkpoint, "router": {"port": 0}, "dtype": options.dtype})
+    threads = {"num_threads": options.expert_threads}
+    values = {"checkpoint": options.checkpoint, "router": {"port": 0}, "dtype": options.dtype, "experts": threads}
+    config = plan_cell(values)
     found = []
     with tempfile.TemporaryDirectory() as logs, LocalCluster(config, Path(logs)) as cluster:
         cluster.start()
         with Client(cluster.router_address) as client:
             status = wait_ready(cluster, client)
         shards = sorted((w for w in status.workers if w.end_expert), key=lambda w: w.rank)
-        memory = [w.resident_bytes / summarise(model, config.num_shards).expert_bytes_per_shard for w in shards]
+        weights = summarise(model, config.num_shards).expert_bytes_per_shard
+        memory = [psutil.Process(w.pid).memory_info().rss / weights for w in shards]
         sys.stdout.write(f"resident memory of a shard over its weights: {max(memory):.3f}\n")
         spec = wire_spec(config, model, DTYPES[config.dtype])
         dispatcher = LinkDispatcher(spec, OWN_SOURCE, [w.data_address for w in shards])
