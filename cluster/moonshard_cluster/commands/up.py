@@ -21,11 +21,15 @@ from moonshard_cluster.commands import ask
 from moonshard_cluster.commands.status import render
 from moonshard_cluster.demo.cache import ensure_demo
 from moonshard_cluster.demo.spec import DemoSpec
-from moonshard_cluster.local.plan import plan_cell
+from moonshard_cluster.local.plan import kernels_are_built, plan_cell
 from moonshard_cluster.local.progress import LoadBars, wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster, error_of
 
 KEPT_LOGS = 5
+NO_KERNELS = (
+    "The native CPU kernels are not built, so torch's operators serve, several times slower. "
+    "With a C++ compiler, run: python -m moonshard.kernels"
+)
 # For --prompt: enough to see that the cell answers.
 PROMPT_TOKENS, ANSWER_S = 64, 600.0
 
@@ -89,6 +93,8 @@ def up(
 def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | None, once: bool) -> None:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    if config.device == "cpu" and config.kernels == "auto" and not kernels_are_built():
+        console.print(NO_KERNELS, style="yellow", markup=False, highlight=False)
     with LocalCluster(config, log_dir) as cluster:
         try:
             with ExitStack() as stack:

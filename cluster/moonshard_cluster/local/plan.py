@@ -65,11 +65,14 @@ def _device(config: CellConfig, topology: Topology) -> str:
 
 def _dtype(config: CellConfig, device: str) -> str:
     """BF16 activations where CUDA or the native kernels compute; torch's operators on CPUs are better off with FP32."""
-    return "bfloat16" if device == "cuda" or (config.kernels != "torch" and _kernels_are_built()) else "float32"
+    return "bfloat16" if device == "cuda" or (config.kernels != "torch" and kernels_are_built()) else "float32"
 
 
-def _kernels_are_built() -> bool:
-    """Asked of the build script as the installer runs it: importing the package would load torch into the launcher."""
+def kernels_are_built() -> bool:
+    """Whether the native CPU kernels were compiled.
+
+    Asked of the build script as the installer runs it: importing the package would load torch into the launcher.
+    """
     script = importlib.resources.files("moonshard") / "kernels" / "build.py"
     return bool(runpy.run_path(str(script))["is_current"]())
 
