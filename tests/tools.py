@@ -1,7 +1,6 @@
-"""Real tools that tests drive, and small helpers around them."""
+"""Real tools that tests drive."""
 
 import shutil
-import socket
 
 import pytest
 
@@ -11,10 +10,3 @@ def require_tool(name: str) -> str:
     if path := shutil.which(name):
         return path
     pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

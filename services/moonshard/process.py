@@ -15,6 +15,8 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 FORCED_EXIT_STATUS = 70
+# When a setting or the checkpoint is at fault: starting again will not help.
+USER_ERROR_STATUS = 2
 
 
 class Lifetime:

@@ -22,7 +22,7 @@ from moonshard.errors import CheckpointError, ConfigError, MoonshardError
 from moonshard.kernels import Pool
 from moonshard.metrics import new_registry, serve_metrics
 from moonshard.model.config import ModelConfig
-from moonshard.process import Lifetime
+from moonshard.process import USER_ERROR_STATUS, Lifetime
 from moonshard.rpc.worker_stream import RouterLink
 from moonshard.topology import Topology
 from moonshard.transport.contract import WireSpec
@@ -30,8 +30,6 @@ from moonshard.v1 import control_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-# The exit status when a setting or the checkpoint is at fault, as in sysexits' spirit: starting again will not help.
-USER_ERROR_STATUS = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -22,24 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from native_engine import native_engine
 
-from moonshard.attention.engine import Engine
-from moonshard.attention.kv_cache import LatentCache
-from moonshard.attention.runner import Runner
-from moonshard.attention.scheduler import Scheduler
 from moonshard.attention.sequence import Sequence
 from moonshard.config import AttentionConfig
-from moonshard.kernels import Pool, Precision
+from moonshard.kernels import Precision
 from moonshard.kernels.attention import Activations
-from moonshard.model.checkpoint import Checkpoint
-from moonshard.model.config import ModelConfig
-from moonshard.model.moe import LocalExperts
-from moonshard.model.native_decoder import NativeDecoder
-from moonshard.model.native_experts import load_native_stacks
 from moonshard.model.reference import Reference
-from moonshard.model.weights import load_weights
 from moonshard.sampling import SamplingParams
-from tests.tools import free_port
+from moonshard_cluster.local.plan import free_port
 
 NUM_PROMPTS, NEW_TOKENS, TOP = 64, 32, 5
 MODES: dict[str, tuple[Activations, Precision]] = {
@@ -58,21 +49,14 @@ def prompts(vocab_size: int) -> list[list[int]]:
 
 def native(path: Path, activations: Activations, precision: Precision) -> tuple[Logprobs, Greedy]:
     """The cell's own decoder and experts, in this process."""
-    config, pool, limits = ModelConfig.from_dir(path), Pool(2), AttentionConfig(num_blocks=64)
-    with Checkpoint(path, config) as checkpoint:
-        weights = load_weights(checkpoint, torch.bfloat16)
-        stacks = load_native_stacks(checkpoint, range(config.n_routed_experts), pool, precision)
-    decoder = NativeDecoder(config, weights, LocalExperts(stacks), pool, None, activations)  # type: ignore[arg-type]
-    shape = config.num_hidden_layers, limits.num_blocks, limits.block_size, config.latent_dim
-    runner = Runner(decoder, LatentCache(*shape, torch.float32, torch.device("cpu")), torch.device("cpu"))
-    engine = Engine(Scheduler(limits), runner)
+    engine = native_engine(path, activations, precision, torch.float32, AttentionConfig(num_blocks=64), num_threads=2)
 
     def start(prompt: list[int], max_tokens: int) -> None:
         engine.admit([Sequence("a", prompt, SamplingParams(temperature=0, max_tokens=max_tokens))])
 
     def logprobs(prompt: list[int]) -> dict[int, float]:
         start(prompt, 1)
-        logits = runner.run(engine.plan())[0]
+        logits = engine.runner.run(engine.plan())[0]
         engine.abort(["a"])
         return dict(enumerate(logits.log_softmax(-1).tolist()))
 

@@ -17,21 +17,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from native_engine import native_engine
 
 from moonshard.attention.engine import Engine
-from moonshard.attention.kv_cache import LatentCache
-from moonshard.attention.runner import Runner
-from moonshard.attention.scheduler import Scheduler
 from moonshard.attention.sequence import Sequence
 from moonshard.config import AttentionConfig
-from moonshard.kernels import Pool
-from moonshard.kernels.attention import Activations
-from moonshard.model.checkpoint import Checkpoint
-from moonshard.model.config import ModelConfig
-from moonshard.model.moe import LocalExperts
-from moonshard.model.native_decoder import NativeDecoder
-from moonshard.model.native_experts import load_native_stacks
-from moonshard.model.weights import load_weights
 from moonshard.sampling import SamplingParams
 from moonshard_cluster.bench.serving import measure
 from moonshard_cluster.client import Client
@@ -40,17 +30,6 @@ from moonshard_cluster.local.progress import wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster
 
 THREADS, PROMPT, NEW_TOKENS = 2, 32, 65
-
-
-def local_engine(path: Path, activations: Activations) -> Engine:
-    config, pool, limits = ModelConfig.from_dir(path), Pool(THREADS), AttentionConfig(num_blocks=512)
-    with Checkpoint(path, config) as checkpoint:
-        weights = load_weights(checkpoint, torch.bfloat16)
-        stacks = load_native_stacks(checkpoint, range(config.n_routed_experts), pool, "int8")
-    decoder = NativeDecoder(config, weights, LocalExperts(stacks), pool, None, activations)  # type: ignore[arg-type]
-    shape = config.num_hidden_layers, limits.num_blocks, limits.block_size, config.latent_dim
-    cache = LatentCache(*shape, getattr(torch, activations), torch.device("cpu"))
-    return Engine(Scheduler(limits), Runner(decoder, cache, torch.device("cpu")))
 
 
 def local_speed(engine: Engine, batch: int, salt: int) -> float:
@@ -75,7 +54,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    engine = local_engine(options.checkpoint, options.dtype)
+    limits, cache_dtype = AttentionConfig(num_blocks=512), getattr(torch, options.dtype)
+    engine = native_engine(options.checkpoint, options.dtype, "int8", cache_dtype, limits, THREADS)
     values = {"checkpoint": options.checkpoint, "router": {"port": 0}, "dtype": options.dtype}
     found: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as logs, LocalCluster(plan_cell(values), Path(logs)) as cluster:

@@ -3,7 +3,6 @@
 Shapes: T rows, D hidden size, K experts per token.
 """
 
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from moonshard.transport.all_to_all import AllToAllDispatcher, AllToAllEndpoint,
 from moonshard.transport.contract import Dispatcher, Endpoint, WireSpec
 from moonshard.transport.links import LinkDispatcher, LinkEndpoint
 from moonshard.transport.local import LocalDispatcher
+from moonshard_cluster.local.plan import free_port
 
 TIMEOUT_S = 20.0
 KINDS = ["local", "links-unix", "links-tcp", "links-unix-python", "all_to_all"]
@@ -69,12 +69,6 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         and a.shape == b.shape
         and torch.equal(a.view(torch.int32), b.view(torch.int32))
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Worker(threading.Thread):

@@ -47,6 +47,12 @@ def greedy(client: Client, prompt: list[int], max_tokens: int) -> list[int]:
     return [token for response in client.generate(request, ANSWER_S) for token in response.token_ids]
 
 
+def moonshard(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, to its end."""
+    command = [sys.executable, "-m", "moonshard_cluster.cli", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+
+
 class CommandLineCell:
     """`moonshard up` as a user starts it: a process of its own, read line by line."""
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from moonshard.v1 import inference_pb2 as pb
 from moonshard.v1.inference_pb2_grpc import InferenceStub
 from moonshard_cluster.client import Client
 from moonshard_cluster.local.supervisor import LocalCluster
-from tests.integration.cells import greedy
+from tests.integration.cells import greedy, moonshard
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PROMPT = pb.TokenIds(ids=[5, 6, 7])
@@ -174,11 +172,6 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "truncated file": (truncate("model-00002-of-000004.safetensors", 0.5), ["model-00002-of-000004.safetensors"]),
     "file cut in its header": (truncate("model-00004-of-000004.safetensors", 1e-4), ["model-00004-of-000004"]),
 }
-
-
-def moonshard(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "moonshard_cluster.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("case", CHECKPOINTS)

@@ -13,11 +13,11 @@ import pytest
 from moonshard.model.reference import Reference
 from moonshard_cluster.client import Client
 from moonshard_cluster.local.supervisor import LocalCluster
+from tests.integration.cells import moonshard
 
 
-def moonshard(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "moonshard_cluster.cli", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+def succeed(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    done = moonshard(*arguments, stdin=stdin)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -26,7 +26,7 @@ def test_status_shows_ten_processes_eight_shards_and_every_expert_once(
     shared_cell: tuple[LocalCluster, Client],
 ) -> None:
     router = shared_cell[0].router_address
-    text = moonshard("status", "--router", router).stdout
+    text = succeed("status", "--router", router).stdout
     rows = [line.split()[0] for line in text.splitlines() if re.match(r"(router|attention-|expert-)", line)]
     assert rows == ["router", "attention-0", *(f"expert-{shard}" for shard in range(8))]
     assert "10 processes, 1 attention, 8/8 shards over links" in text
@@ -35,7 +35,7 @@ def test_status_shows_ten_processes_eight_shards_and_every_expert_once(
 
 
 def test_status_as_json_names_live_processes(shared_cell: tuple[LocalCluster, Client]) -> None:
-    found = json.loads(moonshard("status", "--json", "--router", shared_cell[0].router_address).stdout)
+    found = json.loads(succeed("status", "--json", "--router", shared_cell[0].router_address).stdout)
     assert found["ready"] is True
     pids = {worker["pid"] for worker in found["workers"]}
     assert len(pids) == 10
@@ -56,21 +56,21 @@ def test_generate_gives_the_references_tokens(shared_cell: tuple[LocalCluster, C
 
     prompt, count = "The tea is", 6
     flags = ["--temperature", "0", "--max-tokens", str(count), "--router", shared_cell[0].router_address]
-    ids = [int(token) for token in moonshard("generate", prompt, "--ids", *flags).stdout.split()]
+    ids = [int(token) for token in succeed("generate", prompt, "--ids", *flags).stdout.split()]
     tokenizer = load_tokenizer(tiny_checkpoint)
     assert ids == Reference.load(tiny_checkpoint).greedy(tokenizer.encode(prompt, allow_special=False), count)
-    done = moonshard("generate", prompt, *flags)
+    done = succeed("generate", prompt, *flags)
     assert done.stdout.rstrip("\n") == tokenizer.decode(ids).rstrip("\n")
     assert re.search(rf"\[\d+ \+ {count} tokens, first after [\d.]+ s.*length\]", done.stderr)
 
 
 def test_chat_answers_one_question_and_a_conversation(shared_cell: tuple[LocalCluster, Client]) -> None:
     flags = ["--max-tokens", "8", "--seed", "1", "--router", shared_cell[0].router_address]
-    once = moonshard("chat", "Hello", *flags)
-    again = moonshard("chat", "Hello", *flags)
+    once = succeed("chat", "Hello", *flags)
+    again = succeed("chat", "Hello", *flags)
     assert once.stdout == again.stdout
     assert once.stdout.strip()
-    talk = moonshard("chat", *flags, stdin="Hello\nAnd then?\n")
+    talk = succeed("chat", *flags, stdin="Hello\nAnd then?\n")
     assert talk.stdout.count("you>") == 3
     assert len(re.findall(r"\+ \d+ tokens, first after", talk.stderr)) == 2
 
@@ -78,7 +78,7 @@ def test_chat_answers_one_question_and_a_conversation(shared_cell: tuple[LocalCl
 def test_instant_mode_closes_the_reasoning_in_the_prompt(shared_cell: tuple[LocalCluster, Client]) -> None:
     flags = ["--max-tokens", "1", "--router", shared_cell[0].router_address]
     sizes = [
-        int(re.findall(r"\[(\d+) \+", moonshard("chat", "Hello", mode, *flags).stderr)[0])
+        int(re.findall(r"\[(\d+) \+", succeed("chat", "Hello", mode, *flags).stderr)[0])
         for mode in ("--thinking", "--instant")
     ]
     assert sizes[1] == sizes[0] + 1
@@ -86,20 +86,20 @@ def test_instant_mode_closes_the_reasoning_in_the_prompt(shared_cell: tuple[Loca
 
 def test_inspect_k25_gives_the_published_figures(shared_data: Path) -> None:
     config = str(shared_data / "kimi-k2.5" / "config.json")
-    text = moonshard("inspect", config).stdout
+    text = succeed("inspect", config).stdout
     assert "1,026,879,376,368" in text
     assert "595.1 GB" in text
     assert text.count("71.3 GB") == 8
     assert "70,272 B a token" in text
     assert "208,550" in text
-    names = moonshard("inspect", config, "--tensors").stdout.splitlines()
+    names = succeed("inspect", config, "--tensors").stdout.splitlines()
     assert len(names) == len(set(names)) == 208_550
     last = "language_model.model.layers.60.mlp.experts.383.down_proj.weight_packed\tI32\t[7168, 256]"
     assert last in names
 
 
 def test_inspect_a_checkpoint_agrees_with_its_files(tiny_checkpoint: Path) -> None:
-    text = moonshard("inspect", str(tiny_checkpoint)).stdout
+    text = succeed("inspect", str(tiny_checkpoint)).stdout
     index = json.loads((tiny_checkpoint / "model.safetensors.index.json").read_text())
     assert f"{index['metadata']['total_size']:,} B" in text
     assert f"{len(index['weight_map']):,}" in text
@@ -107,14 +107,14 @@ def test_inspect_a_checkpoint_agrees_with_its_files(tiny_checkpoint: Path) -> No
 
 @pytest.mark.parametrize("command", ["up", "chat", "generate", "status", "inspect", "demo-model"])
 def test_help_is_quick_and_says_what_a_command_does(command: str) -> None:
-    text = moonshard(command, "--help").stdout
+    text = succeed(command, "--help").stdout
     assert "Usage" in text
 
 
 def test_demo_model_writes_what_up_serves(tmp_path: Path) -> None:
     checkpoint = tmp_path / "demo"
-    moonshard("demo-model", str(checkpoint), "--size", "tiny", "--layers", "2", "--seed", "7", "--top-k", "4")
-    text = moonshard("inspect", str(checkpoint)).stdout
+    succeed("demo-model", str(checkpoint), "--size", "tiny", "--layers", "2", "--seed", "7", "--top-k", "4")
+    text = succeed("inspect", str(checkpoint)).stdout
     assert "2, 1 of them MoE" in text
     assert "4 per token" in text
     logs = str(tmp_path / "logs")

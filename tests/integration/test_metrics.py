@@ -14,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from moonshard.v1 import control_pb2
 from moonshard_cluster.client import Client
+from moonshard_cluster.local.plan import free_port
 from moonshard_cluster.local.supervisor import LocalCluster
 from tests.integration.cells import greedy
-from tests.tools import free_port, require_tool
+from tests.tools import require_tool
 
 PROMPT_TOKENS, NEW_TOKENS, TOP_K, MOE_LAYERS = 9, 4, 8, (1, 2)
 

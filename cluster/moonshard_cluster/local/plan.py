@@ -30,7 +30,7 @@ def plan_cell(values: dict[str, Any], file: Path | None = None) -> CellConfig:
             "checkpoint": config.checkpoint.resolve(),
             "model_name": config.model_name or config.checkpoint.resolve().name,
             "run_dir": Path(tempfile.mkdtemp(prefix="moonshard-")),
-            "collective_address": f"127.0.0.1:{_free_port()}",
+            "collective_address": f"127.0.0.1:{free_port()}",
             "device": device,
             "dtype": config.dtype if config.dtype != "auto" else _dtype(config, device),
             "attention": config.attention.model_copy(
@@ -77,7 +77,8 @@ def kernels_are_built() -> bool:
     return bool(runpy.run_path(str(script))["is_current"]())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

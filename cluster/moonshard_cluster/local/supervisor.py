@@ -15,11 +15,10 @@ from pathlib import Path
 
 from moonshard.config import CellConfig
 from moonshard.errors import CheckpointError, MoonshardError, Unavailable
+from moonshard.process import USER_ERROR_STATUS
 from moonshard_cluster.local import children
 from moonshard_cluster.local.router_process import RouterProcess
 
-# What a worker or router exits with when a setting or the checkpoint is at fault.
-USER_ERROR_STATUS = 2
 # After the drain, workers get this long to end by themselves; then they are killed.
 STOP_S = 5.0
 LAST_LINES = 12

@@ -18,6 +18,7 @@ from moonshard import log
 from moonshard.config import CellConfig
 from moonshard.errors import MoonshardError
 from moonshard.metrics import new_registry
+from moonshard.process import USER_ERROR_STATUS
 from moonshard.router.app import Router
 from moonshard.router.served_model import ServedModel, load_served_model
 
@@ -51,7 +52,7 @@ def main() -> int:
         return asyncio.run(_run(config, load_served_model(config), arguments.lifeline))
     except MoonshardError as error:
         logger.error("%s", error)
-        return 2
+        return USER_ERROR_STATUS
 
 
 def _parse() -> argparse.Namespace:
