@@ -6,6 +6,7 @@
     ├── RequestError           the request itself is at fault          gRPC INVALID_ARGUMENT
     │   └── DuplicateRequest   its id is in use                        gRPC ALREADY_EXISTS
     ├── Overloaded             the queue is full                       gRPC RESOURCE_EXHAUSTED
+    ├── Aborted                somebody ended the request by its id    gRPC ABORTED
     ├── Unavailable            not ready, draining, or a worker lost   gRPC UNAVAILABLE
     └── TransportError         the data plane
         ├── ProtocolMismatch   a message that is not the expected one
@@ -50,6 +51,10 @@ class Overloaded(MoonshardError):
     def __init__(self, problem: str, retry_after_s: float) -> None:
         super().__init__(f"{problem}; retry after {retry_after_s:g} s")
         self.retry_after_s = retry_after_s
+
+
+class Aborted(MoonshardError):
+    """The request was ended by an Abort call."""
 
 
 class Unavailable(MoonshardError):

@@ -89,8 +89,9 @@ def stream(responses: Iterator[pb.GenerateResponse] | Iterator[pb.ChatResponse])
     """Print text as it comes and a line of figures at the end; returns the text."""
     text, finish = "", pb.Finish()
     for response in responses:
-        typer.echo(response.text, nl=False)
-        text += response.text
+        new = response.text if isinstance(response, pb.GenerateResponse) else response.content
+        typer.echo(new, nl=False)
+        text += new
         if response.HasField("finish"):
             finish = response.finish
     typer.echo()

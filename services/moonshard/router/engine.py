@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from moonshard.errors import DuplicateRequest, MoonshardError, Unavailable
+from moonshard.errors import Aborted, DuplicateRequest, MoonshardError, Unavailable
 from moonshard.router.admission import Demand, FreeCredits, admit
 from moonshard.router.membership import Credits
 from moonshard.router.metrics import ABORT, ERROR, RouterMetrics
@@ -117,6 +117,15 @@ class Engine:
             self._calls.abort(flight.rank, [flight.sequence_id])
         self._end(flight, ABORT)
         self._pump()
+
+    def abort(self, request_id: str) -> bool:
+        """End a request on somebody's word: its caller meets Aborted. False when there is none of this id."""
+        flight = self._flights.get(request_id)
+        if flight is None:
+            return False
+        flight.output.fail(Aborted(f"request {request_id!r} was aborted"))
+        self.abandon(flight)
+        return True
 
     def add_worker(self, rank: int, credits: Credits) -> None:
         self._credits[rank] = FreeCredits(rank, credits.block_size, credits.num_blocks, credits.max_num_seqs)

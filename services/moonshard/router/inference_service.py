@@ -49,16 +49,29 @@ class InferenceService(InferenceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         flight = await self._submit(request, SamplingParams(), self._prompt_of)
-        async with aclosing(self._responses(flight, pb.GenerateResponse)) as responses:
+        async with aclosing(self._responses(flight, pb.GenerateResponse, "text")) as responses:
             async for response in responses:
                 yield response
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
         defaults = SamplingParams() if _thinks(request) else INSTANT_DEFAULTS
         flight = await self._submit(request, defaults, self._prompt_of_chat)
-        async with aclosing(self._responses(flight, pb.ChatResponse)) as responses:
+        async with aclosing(self._responses(flight, pb.ChatResponse, "content")) as responses:
             async for response in responses:
                 yield response
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        kind = request.WhichOneof("input")
+        if kind is None:
+            raise RequestError("input", "is required: text or chat")
+        if kind == "text":
+            return pb.TokenizeResponse(token_ids=await self._encode(request.text, allow_special=False))
+        return pb.TokenizeResponse(token_ids=await self._prompt_of_chat(request.chat))
+
+    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
+        aborted = [request_id for request_id in request.request_ids if self._engine.abort(request_id)]
+        unknown = [request_id for request_id in request.request_ids if request_id not in aborted]
+        return pb.AbortResponse(aborted=aborted, unknown=unknown)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         model, limits = self._model, self._limits()
@@ -88,14 +101,16 @@ class InferenceService(InferenceServicer):
             self._metrics.rejected(error)
             raise
 
-    async def _responses(self, flight: Flight, response_type: Callable[..., Any]) -> AsyncGenerator[Any, None]:
+    async def _responses(
+        self, flight: Flight, response_type: Callable[..., Any], text_field: str
+    ) -> AsyncGenerator[Any, None]:
         """The flight's tokens as responses. Left early, the request is aborted."""
         try:
             detokenizer = Detokenizer(self._model.tokenizer.stream(), self._model.eos_token_ids)
             async for delta in flight.output.deltas():
                 yield response_type(
+                    **{text_field: detokenizer.push(delta)},
                     request_id=flight.request.id,
-                    text=detokenizer.push(delta),
                     token_ids=delta.token_ids,
                     finish=_finish_message(delta.finish) if delta.finish else None,
                 )

@@ -4,10 +4,24 @@ from collections.abc import Iterable
 from typing import Any
 
 from moonshard.errors import RequestError
-from moonshard.sampling import FinishReason, SamplingParams
+from moonshard.sampling import Constraint, ConstraintKind, FinishReason, SamplingParams, TokenLogprobs
 from moonshard.v1 import inference_pb2 as pb
 
-_OPTIONAL_FIELDS = ("temperature", "top_p", "top_k", "seed", "max_tokens")
+_OPTIONAL_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "n",
+    "max_tokens",
+    "min_tokens",
+    "logprobs",
+    "prompt_logprobs",
+)
 
 _TO_WIRE = {
     None: pb.FINISH_REASON_UNSPECIFIED,
@@ -24,20 +38,58 @@ def sampling_from_proto(message: pb.SamplingParams, defaults: SamplingParams | N
         name: getattr(message if message.HasField(name) else defaults, name)  # type: ignore[arg-type]
         for name in _OPTIONAL_FIELDS
     }
-    return SamplingParams(**values, stop_token_ids=tuple(message.stop_token_ids), ignore_eos=message.ignore_eos)
+    return SamplingParams(
+        **values,
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        stop=tuple(message.stop),
+        include_stop=message.include_stop,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        constraint=_constraint_from_proto(message.constraint) if message.HasField("constraint") else None,
+    )
 
 
 def sampling_to_proto(params: SamplingParams) -> pb.SamplingParams:
     """None stays unset."""
     return pb.SamplingParams(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        seed=params.seed,
-        max_tokens=params.max_tokens,
+        **{name: getattr(params, name) for name in _OPTIONAL_FIELDS},
+        logit_bias=dict(params.logit_bias),
+        stop=params.stop,
+        include_stop=params.include_stop,
         stop_token_ids=params.stop_token_ids,
         ignore_eos=params.ignore_eos,
+        constraint=_constraint_to_proto(params.constraint) if params.constraint else None,
     )
+
+
+def _constraint_from_proto(message: pb.Constraint) -> Constraint:
+    kind = message.WhichOneof("kind")
+    if kind is None or (kind == "json_object" and not message.json_object):
+        raise RequestError("constraint", "is set but names no kind")
+    return Constraint(
+        kind=ConstraintKind(kind),
+        value="" if kind in ("json_object", "choice") else getattr(message, kind),
+        choices=tuple(message.choice.values),
+        from_first_token=message.from_first_token,
+    )
+
+
+def _constraint_to_proto(constraint: Constraint) -> pb.Constraint:
+    value: Any = constraint.value
+    if constraint.kind is ConstraintKind.JSON_OBJECT:
+        value = True
+    elif constraint.kind is ConstraintKind.CHOICE:
+        value = pb.Choice(values=constraint.choices)
+    return pb.Constraint(**{constraint.kind.value: value}, from_first_token=constraint.from_first_token)
+
+
+def logprobs_to_proto(found: TokenLogprobs) -> pb.TokenLogprobs:
+    top = [pb.TopLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in found.top]
+    return pb.TokenLogprobs(token_id=found.token_id, logprob=found.logprob, top=top)
+
+
+def logprobs_from_proto(message: pb.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(message.token_id, message.logprob, tuple((top.token_id, top.logprob) for top in message.top))
 
 
 def finish_to_proto(reason: FinishReason | None) -> pb.FinishReason.ValueType:

@@ -16,7 +16,15 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from moonshard.errors import ConfigError, DuplicateRequest, MoonshardError, Overloaded, RequestError, Unavailable
+from moonshard.errors import (
+    Aborted,
+    ConfigError,
+    DuplicateRequest,
+    MoonshardError,
+    Overloaded,
+    RequestError,
+    Unavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +37,7 @@ CODES: tuple[tuple[type[MoonshardError], grpc.StatusCode], ...] = (
     (DuplicateRequest, grpc.StatusCode.ALREADY_EXISTS),
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Aborted, grpc.StatusCode.ABORTED),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
 )

@@ -44,6 +44,16 @@ class InferenceStub:
                 request_serializer=moonshard_dot_v1_dot_inference__pb2.ChatRequest.SerializeToString,
                 response_deserializer=moonshard_dot_v1_dot_inference__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/moonshard.v1.Inference/Tokenize',
+                request_serializer=moonshard_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=moonshard_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Abort = channel.unary_unary(
+                '/moonshard.v1.Inference/Abort',
+                request_serializer=moonshard_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
+                response_deserializer=moonshard_dot_v1_dot_inference__pb2.AbortResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/moonshard.v1.Inference/GetModel',
                 request_serializer=moonshard_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
@@ -68,6 +78,20 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Token ids of a text or of a rendered conversation, as Generate and Chat would run them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Abort(self, request, context):
+        """Ends requests by id; their streams end with ABORTED. Ids that are not known are told, not refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -86,6 +110,16 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=moonshard_dot_v1_dot_inference__pb2.ChatRequest.FromString,
                     response_serializer=moonshard_dot_v1_dot_inference__pb2.ChatResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=moonshard_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=moonshard_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Abort': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abort,
+                    request_deserializer=moonshard_dot_v1_dot_inference__pb2.AbortRequest.FromString,
+                    response_serializer=moonshard_dot_v1_dot_inference__pb2.AbortResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -147,6 +181,60 @@ class Inference:
             '/moonshard.v1.Inference/Chat',
             moonshard_dot_v1_dot_inference__pb2.ChatRequest.SerializeToString,
             moonshard_dot_v1_dot_inference__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moonshard.v1.Inference/Tokenize',
+            moonshard_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            moonshard_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Abort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moonshard.v1.Inference/Abort',
+            moonshard_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
+            moonshard_dot_v1_dot_inference__pb2.AbortResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -76,7 +76,7 @@ def test_chat_renders_the_template_with_special_tokens(tmp_path: Path) -> None:
         assert list(thinking.prompt_token_ids) == [*b"user:yo", END_OF_TURN, *b"think"]
         assert list(instant.prompt_token_ids) == [*b"user:yo", END_OF_TURN]
         assert (thinking.sampling.temperature, instant.sampling.temperature) == (1.0, 0.6)
-        assert "".join(r.text for r in responses) == "ok"
+        assert "".join(r.content for r in responses) == "ok"
 
     run(test)
 

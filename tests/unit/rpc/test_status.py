@@ -59,7 +59,7 @@ class _Servicer(InferenceServicer):
             self.ended.set()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
-        yield pb.ChatResponse(text="one")
+        yield pb.ChatResponse(content="one")
         raise errors.Unavailable("expert-1 lost")
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
@@ -74,7 +74,7 @@ def test_the_guard_ends_calls_with_statuses_and_closes_generators_at_once() -> N
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub: Any = InferenceStub(channel)
             chat = stub.Chat(pb.ChatRequest())
-            assert (await chat.read()).text == "one"
+            assert (await chat.read()).content == "one"
             with pytest.raises(grpc.aio.AioRpcError, match="expert-1 lost"):
                 await chat.read()
             with pytest.raises(grpc.aio.AioRpcError, match="field: bad"):
