@@ -52,7 +52,7 @@ def test_the_router_process_has_no_torch(shared_cell: tuple[LocalCluster, Client
 
 
 def test_generate_gives_the_references_tokens(shared_cell: tuple[LocalCluster, Client], tiny_checkpoint: Path) -> None:
-    from moonshard.router.tokenizer import load_tokenizer
+    from moonshard.tokenizer import load_tokenizer
 
     prompt, count = "The tea is", 6
     flags = ["--temperature", "0", "--max-tokens", str(count), "--router", shared_cell[0].router_address]

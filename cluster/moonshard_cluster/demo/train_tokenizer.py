@@ -11,7 +11,7 @@ from pathlib import Path
 
 import regex  # type: ignore[import-untyped]
 
-from moonshard.router.tokenizer_files import SPLIT_PATTERN
+from moonshard.tokenizer.files import SPLIT_PATTERN
 from moonshard_cluster.demo.vocabulary import NUM_TRAINED, TRAINED_MODEL
 
 CORPUS = Path(__file__).parent / "corpus.txt"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from moonshard.config import CellConfig
 from moonshard.model.config import ModelConfig
 from moonshard.router.template import ChatTemplate
-from moonshard.router.tokenizer import load_tokenizer
+from moonshard.tokenizer import load_tokenizer
 
 
 class StreamDecoder(Protocol):

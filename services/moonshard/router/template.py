@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from moonshard.errors import CheckpointError, RequestError
 from moonshard.router.chat_messages import check_messages, sort_keys
-from moonshard.router.tokenizer_files import read_bytes, read_json
+from moonshard.tokenizer.files import read_bytes, read_json
 
 # What an expression inside a template can raise; everything else is a bug of ours.
 _TEMPLATE_FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)

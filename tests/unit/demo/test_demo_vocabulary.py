@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moonshard.router.tokenizer import Tokenizer, load_tokenizer
+from moonshard.tokenizer import Tokenizer, load_tokenizer
 from moonshard_cluster.demo.train_tokenizer import CORPUS, to_tiktoken, train
 from moonshard_cluster.demo.vocabulary import NUM_TRAINED, TRAINED_MODEL, tokenizer_config, write_vocabulary
 

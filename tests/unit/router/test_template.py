@@ -8,7 +8,7 @@ import pytest
 
 from moonshard.errors import CheckpointError, RequestError
 from moonshard.router.template import ChatTemplate
-from moonshard.router.tokenizer import Tokenizer, load_tokenizer
+from moonshard.tokenizer import Tokenizer, load_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
 KIMI_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from moonshard.errors import CheckpointError, RequestError
-from moonshard.router.tokenizer_files import TokenizerParts, read_tiktoken, read_tokenizer_json
+from moonshard.tokenizer.files import TokenizerParts, read_tiktoken, read_tokenizer_json
 
 # tiktoken's cost grows faster than the text, and a very long run overflows its stack.
 PIECE_CHARACTERS = 400_000

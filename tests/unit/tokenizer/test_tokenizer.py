@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as JsonTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from moonshard.errors import CheckpointError, RequestError
-from moonshard.router import tokenizer as tokenizer_module
-from moonshard.router.tokenizer import Tokenizer, load_tokenizer
+from moonshard.tokenizer import Tokenizer, load_tokenizer
+from moonshard.tokenizer import vocabulary as tokenizer_module
 
 # Two-byte merges on top of the single bytes; 256 + 3 tokens, so [BOS] is 259.
 MERGES = [b"ab", b"\xc3\xa9", b" t"]
