@@ -54,6 +54,15 @@ class Tokenizer:
         """A decoder for one growing sequence of ids."""
         return StreamDecoder(self._parts.bytes_of)
 
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of all special tokens, reserved ones included."""
+        return tuple(sorted(self._parts.special_ids.values()))
+
+    def token_bytes(self, vocab_size: int) -> list[bytes]:
+        """What each id below vocab_size spells, nothing for ids that no text uses."""
+        return [self._parts.bytes_of.get(number, b"") for number in range(vocab_size)]
+
     def special(self, name: str) -> int | None:
         """Id of a special token such as `<|im_end|>`, or None."""
         return self._parts.special_ids.get(name)
