@@ -43,10 +43,15 @@ class AttentionConfig(_Section):
 
 
 class ExpertConfig(_Section):
-    """One expert shard. num_threads 0 is auto. activations: of rows inside an expert on the native CPU kernels."""
+    """One expert shard. num_threads 0 is auto. activations: of rows inside an expert on the native CPU kernels.
+
+    repacked_cache: a directory that keeps the experts in the native kernels' layout, as large as the experts; a shard
+    that starts again maps them.
+    """
 
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     activations: Literal["auto", "float32", "int16", "int8"] = "auto"
+    repacked_cache: Path | None = None
 
 
 class TimeoutConfig(_Section):

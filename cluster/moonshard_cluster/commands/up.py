@@ -52,6 +52,9 @@ def up(
         int | None, typer.Option("--attention-threads", help="per attention worker [cores / workers]")
     ] = None,
     expert_threads: Annotated[int | None, typer.Option("--expert-threads", help="per shard [cores / shards]")] = None,
+    repacked_cache: Annotated[
+        Path | None, typer.Option("--repacked-cache", help="directory that keeps repacked experts for faster restarts")
+    ] = None,
     latent_norm_eps: Annotated[
         float | None, typer.Option("--latent-norm-eps", help="eps of MLA's latent norms [the checkpoint's]")
     ] = None,
@@ -82,7 +85,11 @@ def up(
             "prefill_chunk": prefill_chunk,
             "num_threads": attention_threads,
         },
-        "experts": {"num_threads": expert_threads, "activations": expert_activations},
+        "experts": {
+            "num_threads": expert_threads,
+            "activations": expert_activations,
+            "repacked_cache": repacked_cache and repacked_cache.resolve(),
+        },
         "metrics": {"base_port": metrics_port},
     }
     if checkpoint is None and config_file is None:

@@ -46,7 +46,10 @@ def _load(worker: Worker, experts: range) -> Shard:
     with Checkpoint(worker.config.checkpoint, worker.model) as checkpoint:
         if pool and native_experts.can_load(checkpoint):
             precision = _precision(worker)
-            stacks = native_experts.load_native_stacks(checkpoint, experts, pool, precision, worker.progress.loaded)
+            cache = worker.config.experts.repacked_cache
+            stacks = native_experts.load_native_stacks(
+                checkpoint, experts, pool, precision, worker.progress.loaded, cache
+            )
         else:
             stacks = load_expert_stacks(checkpoint, experts, worker.dtype, worker.device, worker.progress.loaded)
     logger.info("loaded experts %d..%d: %d bytes read", experts.start, experts.stop - 1, checkpoint.bytes_read)

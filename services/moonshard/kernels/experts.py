@@ -14,6 +14,12 @@ _STEP_BYTES = 576  # of a panel for each group; native/layout.h
 PRECISIONS: dict[Precision, int] = {"int8": 0, "exact": 1, "int16": 2}
 
 
+def panels_bytes(num_experts: int, width: int, hidden: int) -> int:
+    """What the experts of one layer take; a multiple of a cache line."""
+    per_group = 2 * hidden // _GROUP * (width // _GROUP) + width // _GROUP * (hidden // _GROUP)
+    return num_experts * per_group * _STEP_BYTES
+
+
 class Int4Experts:
     """Experts first_expert .. first_expert + num_experts of one layer: down(silu(gate x) * up x).
 
@@ -21,7 +27,10 @@ class Int4Experts:
     Takes the published size: 4 bits for each weight and 16 for each scale.
     """
 
-    def __init__(self, first_expert: int, num_experts: int, width: int, hidden: int) -> None:
+    def __init__(
+        self, first_expert: int, num_experts: int, width: int, hidden: int, panels: torch.Tensor | None = None
+    ) -> None:
+        """panels: uint8 memory of `panels_bytes` to use, filled or to be filled; fresh memory when None. ValueError."""
         for name, size in (("width", width), ("hidden", hidden)):
             if size <= 0 or size % _GROUP:
                 raise ValueError(f"{name}: expected a multiple of {_GROUP}, found {size}")
@@ -31,8 +40,16 @@ class Int4Experts:
         self._down_panel = hidden // _GROUP * _STEP_BYTES
         self._down_offset = 2 * hidden // _GROUP * self._in_panel
         self._expert_bytes = self._down_offset + width // _GROUP * self._down_panel
-        self._panels = torch.empty(num_experts * self._expert_bytes, dtype=torch.uint8)
-        native().ms_advise_huge(self._panels.data_ptr(), self.resident_bytes)
+        num_bytes = panels_bytes(num_experts, width, hidden)
+        if panels is None:
+            panels = torch.empty(num_bytes, dtype=torch.uint8)
+            native().ms_advise_huge(panels.data_ptr(), num_bytes)
+        _check_matrix("panels", panels, torch.uint8, (num_bytes,))
+        self._panels = panels
+
+    def touch(self, pool: Pool) -> None:
+        """Read all of it once: what is mapped from a file comes into memory now, not with the first rows."""
+        native().ms_read_all(pool.handle, self.address, self.resident_bytes)
 
     @property
     def resident_bytes(self) -> int:
@@ -105,7 +122,7 @@ class Int4Experts:
         return places[name]
 
 
-def _check_matrix(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+def _check_matrix(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     if tensor.dtype != dtype or tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: expected {dtype} {list(shape)}, found {tensor.dtype} {list(tensor.shape)}")
     if not tensor.is_contiguous() or tensor.device.type != "cpu":

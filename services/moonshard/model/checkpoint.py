@@ -4,6 +4,7 @@ A role checks and reads only its own tensors; the header of a file is read only 
 one of them. Names are compared in the plain form of `inventory.plain_name`, so prefix and alias forms are the same.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -77,6 +78,15 @@ class Checkpoint:
             self._check_header(spec)
             if spec.name.endswith(".weight_shape"):
                 self._check_weight_shape(spec)
+
+    def fingerprint(self, specs: Iterable[TensorSpec]) -> str:
+        """What tells these tensors' values from those of another checkpoint without reading them.
+
+        The configuration, and name, size and time of change of the files that hold them.
+        """
+        files = sorted({self._places[plain_name(spec.name)].file for spec in specs})
+        stats = [(name, (found := (self.path / name).stat()).st_size, found.st_mtime_ns) for name in files]
+        return hashlib.sha256(repr((self.config.checkpoint_id, stats)).encode()).hexdigest()
 
     def stored_dtype(self, spec: TensorSpec) -> torch.dtype:
         """The dtype a (checked) tensor has on disk."""

@@ -5,15 +5,20 @@ Legend: R rows, K experts per token, D hidden size.
 Rows' results depend on the row alone: not on the batch, nor on the number of threads (moonshard.kernels).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from moonshard.kernels import Int4Experts, Pool, Precision
+from moonshard.kernels.experts import panels_bytes
 from moonshard.model.checkpoint import Checkpoint, Progress, Read
 from moonshard.model.config import ModelConfig
 from moonshard.model.inventory import TensorSpec, expert_tensors, projection_tensors
+from moonshard.model.repacked_cache import cached_path, new_cached, open_cached
 
 _PROJECTIONS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 
@@ -45,12 +50,18 @@ def can_load(checkpoint: Checkpoint) -> bool:
 
 
 def load_native_stacks(
-    checkpoint: Checkpoint, experts: range, pool: Pool, precision: Precision, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    experts: range,
+    pool: Pool,
+    precision: Precision,
+    progress: Progress | None = None,
+    cache: Path | None = None,
 ) -> dict[int, NativeExpertStack]:
     """Stacks of `experts` for every MoE layer, by layer index, repacked one expert at a time.
 
-    Reads these experts' byte ranges and nothing else. Raises CheckpointError before any weight is read when a tensor
-    is not as expected.
+    Reads these experts' byte ranges and nothing else. cache: a directory that keeps what was repacked; from then on it
+    is mapped instead of read anew. Raises CheckpointError before any weight is read when a tensor is not as expected,
+    ConfigError when the cache cannot be used.
     """
     config = checkpoint.config
     specs = {
@@ -59,18 +70,67 @@ def load_native_stacks(
         for expert in experts
     }
     checkpoint.check(spec for group in specs.values() for spec in group)
+    load = partial(_repack_all, checkpoint, specs, pool, progress or _untold)
+    if cache is None:
+        stacks = _stacks(config, experts, pool, precision, None)
+        load(stacks)
+        return stacks
+    fingerprint = checkpoint.fingerprint(spec for group in specs.values() for spec in group)
+    path = cached_path(cache, fingerprint, experts)
+    num_bytes = len(config.moe_layers) * _layer_bytes(config, experts)
+    if (panels := open_cached(path, num_bytes)) is not None:
+        stacks = _stacks(config, experts, pool, precision, panels)
+        _touch_all(stacks, pool, progress or _untold)
+        return stacks
+    with new_cached(path, num_bytes) as fresh:
+        stacks = _stacks(config, experts, pool, precision, fresh)
+        load(stacks)
+    return stacks
+
+
+def _untold(loaded: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _layer_bytes(config: ModelConfig, experts: range) -> int:
+    return panels_bytes(len(experts), config.hidden_size, config.moe_intermediate_size)
+
+
+def _stacks(
+    config: ModelConfig, experts: range, pool: Pool, precision: Precision, panels: Tensor | None
+) -> dict[int, NativeExpertStack]:
+    """Stacks still without weights; panels: the memory of all layers, one after the other."""
+    size = _layer_bytes(config, experts)
+    shape = config.hidden_size, config.moe_intermediate_size
+    stacks = {}
+    for index, layer in enumerate(config.moe_layers):
+        part = None if panels is None else panels[index * size : (index + 1) * size]
+        kernels = Int4Experts(experts.start, len(experts), *shape, part)
+        stacks[layer] = NativeExpertStack(kernels, pool, precision)
+    return stacks
+
+
+def _repack_all(
+    checkpoint: Checkpoint,
+    specs: Mapping[tuple[int, int], list[TensorSpec]],
+    pool: Pool,
+    progress: Progress,
+    stacks: Mapping[int, NativeExpertStack],
+) -> None:
     total = sum(_data_bytes(group) for group in specs.values())
-    staging, loaded = _Staging(config), 0
-    stacks: dict[int, NativeExpertStack] = {}
+    staging, loaded = _Staging(checkpoint.config), 0
     for (layer, expert), group in specs.items():
-        if layer not in stacks:
-            shape = config.hidden_size, config.moe_intermediate_size
-            stacks[layer] = NativeExpertStack(Int4Experts(experts.start, len(experts), *shape), pool, precision)
         staging.move(checkpoint, group, stacks[layer].kernels, pool, expert)
         loaded += _data_bytes(group)
-        if progress:
-            progress(loaded, total)
-    return stacks
+        progress(loaded, total)
+
+
+def _touch_all(stacks: Mapping[int, NativeExpertStack], pool: Pool, progress: Progress) -> None:
+    total, loaded = sum(stack.resident_bytes for stack in stacks.values()), 0
+    for stack in stacks.values():
+        stack.kernels.touch(pool)
+        loaded += stack.resident_bytes
+        progress(loaded, total)
 
 
 def _data_bytes(specs: list[TensorSpec]) -> int:

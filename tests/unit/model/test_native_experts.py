@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moonshard import kernels
-from moonshard.errors import CheckpointError
+from moonshard.errors import CheckpointError, ConfigError
 from moonshard.kernels import Pool, Precision
 from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.config import ModelConfig
@@ -17,10 +17,19 @@ from tests.unit.model.tiny_checkpoint import kimi_text, wrapped, write_checkpoin
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the native kernels are not built")
 
 
-def load(path: Path, experts: range, precision: Precision = "exact") -> dict[int, NativeExpertStack]:
+def load(
+    path: Path, experts: range, precision: Precision = "exact", cache: Path | None = None
+) -> dict[int, NativeExpertStack]:
     with Checkpoint(path, ModelConfig.from_dir(path)) as checkpoint:
         assert can_load(checkpoint)
-        return load_native_stacks(checkpoint, experts, Pool(1), precision)
+        return load_native_stacks(checkpoint, experts, Pool(1), precision, cache=cache)
+
+
+def answer(stacks: dict[int, NativeExpertStack]) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(2)
+    x_RD, weights_RK = torch.randn(5, 64, generator=draw), torch.rand(5, 8, generator=draw)
+    ids_RK = torch.randint(0, 8, (5, 8), generator=draw, dtype=torch.int32)
+    return torch.cat([stack.forward(x_RD, ids_RK, weights_RK) for stack in stacks.values()])
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("exact", 1e-6), ("int8", 2e-2)])
@@ -66,3 +75,48 @@ def test_a_truncated_file_is_found_before_weights_are_read(tiny_checkpoint: Path
     broken.write_bytes(broken.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model-00002-of-000004\.safetensors"):
         load(tmp_path, range(8))
+
+
+def test_what_was_repacked_once_is_mapped_without_reading_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config, cache, seen = ModelConfig.from_dir(tiny_checkpoint), tmp_path / "cache", list[tuple[int, int]]()
+    first = answer(load(tiny_checkpoint, range(8), cache=cache))
+    with Checkpoint(tiny_checkpoint, config) as checkpoint:
+        stacks = load_native_stacks(
+            checkpoint, range(8), Pool(1), "exact", lambda *told: seen.append(told), cache=cache
+        )
+        read = checkpoint.bytes_read
+    with Checkpoint(tiny_checkpoint, config) as checkpoint:
+        load_native_stacks(checkpoint, range(8), Pool(1), "exact")
+        weights = sum(stack.resident_bytes for stack in stacks.values())
+        assert read == checkpoint.bytes_read - weights
+    assert torch.equal(answer(stacks), first)
+    assert torch.equal(first, answer(load(tiny_checkpoint, range(8))))
+    assert seen[-1] == (weights, weights)
+    assert [path.suffix for path in cache.iterdir()] == [".panels"]
+
+
+def test_a_changed_checkpoint_or_a_cut_cache_is_repacked(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    cache, copy = tmp_path / "cache", tmp_path / "copy"
+    copy.mkdir()
+    for source in tiny_checkpoint.iterdir():
+        (copy / source.name).write_bytes(source.read_bytes())
+    expected = answer(load(copy, range(8), cache=cache))
+    [kept] = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert torch.equal(answer(load(copy, range(8), cache=cache)), expected)
+    for file in copy.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes())  # another time of change
+    load(copy, range(8), cache=cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_dead_writers_draft_is_removed_and_a_failed_ones_is_not_left(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    load(tiny_checkpoint, range(8), cache=tmp_path)
+    [kept] = tmp_path.iterdir()
+    kept.unlink()
+    dead = kept.with_suffix(f".{2**31 - 1}.draft")
+    dead.write_bytes(b"half")
+    load(tiny_checkpoint, range(8), cache=tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
+    with pytest.raises(ConfigError, match=r"experts\.repacked_cache: cannot read .*: Not a directory"):
+        load(tiny_checkpoint, range(8), cache=kept / "folder")
