@@ -66,10 +66,20 @@ class TimeoutConfig(_Section):
 
 class MetricsConfig(_Section):
     """Where /metrics is served. `base_port` 0 takes free ports; else router, attention workers and shards
-    take base_port, base_port + 1 ..., in this order."""
+    take base_port, base_port + 1 ..., in this order. worker_port: one for every worker, where each has an address
+    of its own, as pods do; 0 follows base_port."""
 
     host: str = "127.0.0.1"
     base_port: Port = 0
+    worker_port: Port = 0
+
+
+class NetworkConfig(_Section):
+    """Where shards listen when workers do not share a machine (`links = "tcp"`). link_port 0 takes free ports;
+    else every shard listens on it, where each has an address of its own."""
+
+    bind_host: str = "127.0.0.1"
+    link_port: Port = 0
 
 
 class CellConfig(_Section):
@@ -99,6 +109,7 @@ class CellConfig(_Section):
     experts: ExpertConfig = ExpertConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     metrics: MetricsConfig = MetricsConfig()
+    network: NetworkConfig = NetworkConfig()
 
     @classmethod
     def build(cls, values: dict[str, Any]) -> Self:

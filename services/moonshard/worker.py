@@ -35,12 +35,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class WorkerArguments:
-    """How a launcher starts a worker. lifeline: a descriptor that reads end-of-file when the launcher is gone."""
+    """How a launcher starts a worker. lifeline: a descriptor that reads end-of-file when the launcher is gone.
+
+    advertise_host: under which the others reach this worker; "" is the host it listens on.
+    """
 
     config: CellConfig
     rank: int
     router_address: str
     lifeline: int | None = None
+    advertise_host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Worker:
     inbox: "Inbox"
     lifetime: Lifetime
     progress: "LoadProgress"
+    advertise_host: str = ""
 
     @property
     def model_name(self) -> str:
@@ -178,23 +183,42 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
     topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention)
     device, dtype = resolve_device(config, rank)
     registry, progress = new_registry(), LoadProgress()
-    # Metrics ports follow the router's: attention workers first, then shards.
-    offset = 1 + rank + (config.num_attention if role == "expert" else 0)
-    port = config.metrics.base_port + offset if config.metrics.base_port else 0
-    metrics = serve_metrics(registry, config.metrics.host, port)
+    metrics = serve_metrics(registry, config.metrics.host, metrics_port(role, rank, config))
     try:
-        join = _join(role, rank, topology, model, metrics.address)
+        metrics_address = f"{arguments.advertise_host or config.metrics.host}:{metrics.port}"
+        join = _join(role, rank, topology, model, metrics_address)
         inbox = Inbox(lifetime)
         link = RouterLink.connect(arguments.router_address, join, config.timeouts.join_s, inbox.notify)
         try:
             inbox.attach(link)
             link.start_heartbeats(lambda: _heartbeat(progress), config.timeouts.heartbeat_s)
             spec = wire_spec(config, model, dtype)
-            yield Worker(config, model, topology, rank, spec, device, dtype, registry, link, inbox, lifetime, progress)
+            yield Worker(
+                config,
+                model,
+                topology,
+                rank,
+                spec,
+                device,
+                dtype,
+                registry,
+                link,
+                inbox,
+                lifetime,
+                progress,
+                arguments.advertise_host,
+            )
         finally:
             link.close()
     finally:
         metrics.close()
+
+
+def metrics_port(role: str, rank: int, config: CellConfig) -> int:
+    """Of a worker; 0 is any free one. Ports from base_port on follow the router's: attention workers, then shards."""
+    if config.metrics.worker_port or not config.metrics.base_port:
+        return config.metrics.worker_port
+    return config.metrics.base_port + 1 + rank + (config.num_attention if role == "expert" else 0)
 
 
 def _num_threads(role: str, config: CellConfig) -> int:
@@ -266,6 +290,7 @@ def main(role: str, serve: Callable[[Worker], None]) -> int:
     parser.add_argument("--config", type=Path, required=True, help="the cell's configuration, TOML or JSON")
     parser.add_argument("--rank", type=int, required=True, help="number of this worker within its role, from 0")
     parser.add_argument("--router", required=True, help="HOST:PORT of the router")
+    parser.add_argument("--advertise", default="", help="host name or address under which others reach this worker")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input closes")
     given = parser.parse_args()
     try:
@@ -273,4 +298,4 @@ def main(role: str, serve: Callable[[Worker], None]) -> int:
     except ConfigError as error:
         parser.error(str(error))
     lifeline = sys.stdin.fileno() if given.lifeline else None
-    return run(role, serve, WorkerArguments(config, given.rank, given.router, lifeline))
+    return run(role, serve, WorkerArguments(config, given.rank, given.router, lifeline, given.advertise))

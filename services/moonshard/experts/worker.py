@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from moonshard.config import CellConfig
 from moonshard.errors import ConfigError
 from moonshard.experts.metrics import ExpertMetrics
 from moonshard.experts.shard import Shard, Stack
@@ -17,6 +18,7 @@ from moonshard.model.experts import load_expert_stacks
 from moonshard.transport.all_to_all import AllToAllEndpoint, join_group
 from moonshard.transport.contract import Endpoint
 from moonshard.transport.links import LinkEndpoint
+from moonshard.transport.links.address import advertised, tcp_address
 from moonshard.v1 import control_pb2 as pb
 from moonshard.worker import Worker, native_pool
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # How long `receive` waits before the loop looks at whether it should stop.
 POLL_S = 0.5
+WILDCARDS = ("0.0.0.0", "::")
 
 
 def serve(worker: Worker) -> None:
@@ -65,12 +68,12 @@ def _precision(worker: Worker) -> Precision:
 def _open(worker: Worker) -> Endpoint:
     config = worker.config
     if config.transport == "links":
-        address = f"unix:{config.run_dir}/expert-{worker.rank}.sock" if config.links == "unix" else "tcp:127.0.0.1:0"
+        address = listen_address(config, worker.rank, worker.advertise_host)
         endpoint = LinkEndpoint(worker.spec, worker.rank, address, timeout_s=config.timeouts.combine_s)
         # The process may be ended while its main thread is elsewhere; no socket file may stay behind.
         if config.links == "unix":
             worker.lifetime.on_forced_exit.append(lambda: Path(address.removeprefix("unix:")).unlink(missing_ok=True))
-        _say_ready(worker, endpoint.address)
+        _say_ready(worker, advertised(endpoint.address, worker.advertise_host))
         return endpoint
     # The group forms only when the attention workers come, and they come when every shard has said it is ready.
     _say_ready(worker, f"rank:{worker.rank}")
@@ -78,6 +81,15 @@ def _open(worker: Worker) -> Endpoint:
         config.collective_address, worker.rank, worker.topology.world_size, worker.device, config.timeouts.join_s
     )
     return AllToAllEndpoint(group, worker.spec)
+
+
+def listen_address(config: CellConfig, shard: int, advertise_host: str) -> str:
+    """Where a shard's links listen. ConfigError when nobody could reach it there."""
+    if config.links == "unix":
+        return f"unix:{config.run_dir}/expert-{shard}.sock"
+    if config.network.bind_host in WILDCARDS and not advertise_host:
+        raise ConfigError("network.bind_host", f"{config.network.bind_host} needs --advertise HOST, got none")
+    return tcp_address(config.network.bind_host, config.network.link_port)
 
 
 def _say_ready(worker: Worker, address: str) -> None:

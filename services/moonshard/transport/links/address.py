@@ -27,6 +27,17 @@ def parse(address: str) -> str | tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def tcp_address(host: str, port: int) -> str:
+    """`tcp:host:port`, IPv6 in brackets."""
+    return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+
+
+def advertised(address: str, host: str) -> str:
+    """A bound address as others reach it: `host` in place of the one it listens on; Unix paths and "" stay."""
+    target = parse(address)
+    return address if isinstance(target, str) or not host else tcp_address(host, target[1])
+
+
 def connect(address: str, timeout_s: float) -> socket.socket:
     """A connected stream socket (blocking, with timeout_s). Raises PeerLost."""
     target = parse(address)
@@ -112,7 +123,7 @@ def _listen_tcp(target: tuple[str, int]) -> socket.socket:
 
 def _tcp_address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+    return tcp_address(host, port)
 
 
 def _remove_stale(path: str) -> None:
