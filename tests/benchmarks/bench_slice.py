@@ -30,13 +30,14 @@ from moonshard_cluster.local.progress import wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster
 
 OWN_SOURCE, THREADS = 7, 2
+BLOCK, YARDSTICK_BYTES = 5, 256 << 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 32])
-    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--expert-threads", type=int, default=0, help="per shard; 0 is what the launcher plans")
     parser.add_argument("--json", type=Path)
@@ -68,35 +69,42 @@ def main() -> None:
 def measure(
     dispatcher: LinkDispatcher, model: ModelConfig, rows: int, repeats: int, pool: Pool
 ) -> dict[str, float | int]:
+    """Blocks of BLOCK steps with the bandwidth read before each: what neighbours take, they take from both."""
     expert_bytes = summarise(model, dispatcher.spec.num_shards).bytes_per_expert
     draw = torch.Generator().manual_seed(rows)
-    layer, spec = spec_layer(model), dispatcher.spec
-    bandwidth = [read_bandwidth(pool, rounds=3)]
-    times, ideals = [], []
-    for repeat in range(repeats):
+    yardstick = torch.ones(YARDSTICK_BYTES, dtype=torch.uint8)
+    _steps(dispatcher, model, rows, BLOCK, draw)  # the first ones fault pages in
+    blocks = []
+    for _ in range(repeats // BLOCK):
+        bandwidth = read_bandwidth(pool, yardstick, rounds=3)
+        elapsed_s, num_experts = _steps(dispatcher, model, rows, BLOCK, draw)
+        blocks.append((elapsed_s / BLOCK, bandwidth, num_experts * expert_bytes / bandwidth / BLOCK))
+    times, bandwidths, ideals = zip(*blocks, strict=True)
+    return {
+        "rows": rows,
+        "ms": round(statistics.median(times) * 1e3, 3),
+        "bandwidth_gb_s": round(statistics.median(bandwidths) / 1e9, 1),
+        "ideal_ms": round(statistics.median(ideals) * 1e3, 3),
+        "over_ideal": round(statistics.median(t / i for t, i in zip(times, ideals, strict=True)), 3),
+    }
+
+
+def _steps(
+    dispatcher: LinkDispatcher, model: ModelConfig, rows: int, count: int, draw: torch.Generator
+) -> tuple[float, int]:
+    """Seconds of dispatch + combine in `count` steps, and how many experts they read."""
+    layer, spec = model.moe_layers[0], dispatcher.spec
+    elapsed_s, num_experts = 0.0, 0
+    for _ in range(count):
         x_TD = torch.randn(rows, spec.hidden_size, generator=draw).to(spec.row_dtype)
         ids_TK = torch.stack([torch.randperm(spec.num_experts, generator=draw)[: spec.top_k] for _ in range(rows)])
         weights_TK = torch.full((rows, spec.top_k), 0.1)
         started = time.perf_counter()
         dispatcher.begin_step(rows)
         dispatcher.combine(dispatcher.dispatch(layer, x_TD, ids_TK.int(), weights_TK))
-        if repeat >= 5:  # the first ones fault pages in
-            times.append(time.perf_counter() - started)
-            ideals.append(len(ids_TK.unique()) * expert_bytes)
-    bandwidth.append(read_bandwidth(pool, rounds=3))
-    ideal_s = statistics.median(ideals) / statistics.median(bandwidth)
-    median_s = statistics.median(times)
-    return {
-        "rows": rows,
-        "ms": round(median_s * 1e3, 3),
-        "bandwidth_gb_s": round(statistics.median(bandwidth) / 1e9, 1),
-        "ideal_ms": round(ideal_s * 1e3, 3),
-        "over_ideal": round(median_s / ideal_s, 3),
-    }
-
-
-def spec_layer(model: ModelConfig) -> int:
-    return model.moe_layers[0]
+        elapsed_s += time.perf_counter() - started
+        num_experts += len(ids_TK.unique())
+    return elapsed_s, num_experts
 
 
 if __name__ == "__main__":
