@@ -1,0 +1,105 @@
+"""The chart's options: generated texts in step, typos refused by name, settings that contradict each other refused."""
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+from chart_rendering import CHART, refusal, render
+
+from moonshard.config import CellConfig
+from moonshard_cluster.chart.__main__ import texts
+from moonshard_cluster.chart.documents import OWNED, values_schema
+from moonshard_cluster.chart.options import Values
+
+
+def test_values_schema_and_table_are_in_step_with_options_and_configuration() -> None:
+    stale = [path.name for path, text in texts(CHART).items() if path.read_text() != text]
+    assert stale == [], "run: python -m moonshard_cluster.chart"
+
+
+def test_defaults_are_what_the_options_say() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values == Values().model_dump(by_alias=True)
+    jsonschema.Draft7Validator.check_schema(values_schema())
+
+
+def test_every_level_of_the_schema_is_closed() -> None:
+    def levels(schema: dict[str, object], path: str) -> list[str]:
+        properties = schema.get("properties")
+        if not isinstance(properties, dict):
+            return []
+        own = [] if schema.get("additionalProperties") is False else [path]
+        return own + [name for key, child in properties.items() for name in levels(child, f"{path}.{key}")]
+
+    assert levels(values_schema(), "values") == []
+
+
+@pytest.mark.parametrize("major", [3, 4])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replicaz": 1},
+        {"attention": {"replicaz": 2}},
+        {"experts": {"probes": {"startup": {"replicaz": 5}}}},
+        {"config": {"replicaz": 3}},
+        {"config": {"attention": {"replicaz": 3}}},
+    ],
+)
+def test_a_typo_fails_by_its_name(values: dict[str, object], major: int) -> None:
+    assert "replicaz" in refusal(values, major)
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"experts": {"shards": "8"}}, "shards"),
+        ({"experts": {"shards": 0}}, "shards"),
+        ({"weights": {"uri": "s3://bucket/model"}}, "uri"),
+        ({"image": {"digest": "sha256:12"}}, "digest"),
+        ({"config": {"transport": "pigeons"}}, "transport"),
+    ],
+)
+def test_a_wrong_value_fails_by_its_key(values: dict[str, object], key: str) -> None:
+    assert key in refusal(values)
+
+
+@pytest.mark.parametrize("path", [path for path in OWNED if path != ("network",)])
+def test_what_the_chart_works_out_cannot_be_set_beside_it(path: tuple[str, ...]) -> None:
+    value: object = "x"
+    for key in reversed(path):
+        value = {key: value}
+    assert path[-1] in refusal({"config": value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"attention": {"gpus": 1}}, "config.transport: must be all_to_all"),
+        ({"config": {"transport": "all_to_all"}, "experts": {"replicas": 2}}, "experts.replicas"),
+        ({"tls": {"enabled": True}}, "tls: needs existingSecret, or issuerRef.name"),
+        ({"attention": {"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}}, "extraEnv: A"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values: dict[str, object], message: str) -> None:
+    assert message in refusal(values)
+
+
+def test_globals_of_a_parent_chart_are_accepted() -> None:
+    assert render({"global": {"imageRegistry": "registry.example.com"}})
+
+
+def test_old_and_vendor_versions_of_kubernetes() -> None:
+    assert "1.28.0" in refusal({}, kube="1.28.0")
+    assert render(kube="1.33.1-eks-1234567")
+
+
+def test_the_table_names_every_key() -> None:
+    readme = (CHART / "README.md").read_text()
+    assert "`attention.autoscaling.waitingPerReplica`" in readme
+    assert json.dumps(Values().weights.uri) in readme
+
+
+def test_the_schema_of_the_configuration_is_the_programs_own() -> None:
+    properties = values_schema()["properties"]["config"]["properties"]
+    assert set(properties) == set(CellConfig.model_fields) - {path[0] for path in OWNED if len(path) == 1}
