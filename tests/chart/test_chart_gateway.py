@@ -1,6 +1,6 @@
 """gateway.yaml."""
 
-from chart_rendering import container, kinds, one, render
+from tests.chart.chart_rendering import container, kinds, one, render
 
 
 def test_the_gateway_speaks_to_the_router_through_its_service() -> None:

@@ -3,7 +3,8 @@
 import json
 
 import yaml
-from chart_rendering import CHART, containers, kinds, pod_templates, render, selects
+
+from tests.chart.chart_rendering import CHART, containers, kinds, pod_templates, render, selects
 
 
 def test_nothing_unless_asked() -> None:

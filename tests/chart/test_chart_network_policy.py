@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from chart_rendering import Document, containers, kinds, pod_templates, render, selects
+
+from tests.chart.chart_rendering import Document, containers, kinds, pod_templates, render, selects
 
 ON = {"networkPolicy": {"enabled": True}}
 COLLECTIVE = {**ON, "config": {"transport": "all_to_all"}}

@@ -5,12 +5,12 @@ import json
 import jsonschema
 import pytest
 import yaml
-from chart_rendering import CHART, refusal, render
 
 from moonshard.config import CellConfig
 from moonshard_cluster.chart.__main__ import texts
 from moonshard_cluster.chart.documents import OWNED, values_schema
 from moonshard_cluster.chart.options import Values
+from tests.chart.chart_rendering import CHART, refusal, render
 
 
 def test_values_schema_and_table_are_in_step_with_options_and_configuration() -> None:

@@ -2,7 +2,7 @@
 
 import json
 
-from chart_rendering import CHART, cell_config, container, env, kinds, one, render
+from tests.chart.chart_rendering import CHART, cell_config, container, env, kinds, one, render
 
 
 def test_a_cell_has_one_router_and_a_rollout_never_two() -> None:

@@ -1,7 +1,8 @@
 """autoscaling.yaml and pdb.yaml."""
 
 import pytest
-from chart_rendering import cell_config, kinds, one, render
+
+from tests.chart.chart_rendering import cell_config, kinds, one, render
 
 
 def scaled(component: str, kind: str) -> dict[str, object]:

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from chart_rendering import Document, cell_config, env, kinds, one, refusal, render
+
+from tests.chart.chart_rendering import Document, cell_config, env, kinds, one, refusal, render
 
 IMAGE = {"weights": {"uri": "image://registry.example.com/kimi:int4"}}
 HF = {"weights": {"uri": "hf://moonshotai/Kimi-K2.5"}}

@@ -7,7 +7,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from chart_rendering import (
+
+from moonshard.config import CellConfig
+from tests.chart.chart_rendering import (
     CHART,
     CI_VALUES,
     NEWEST,
@@ -20,9 +22,7 @@ from chart_rendering import (
     run,
     selects,
 )
-from custom_resources import problems
-
-from moonshard.config import CellConfig
+from tests.chart.custom_resources import problems
 
 EVERY_SET = pytest.mark.parametrize("file", [None, *CI_VALUES], ids=lambda f: f.stem if f else "defaults")
 OLDEST = "1.29.0"

@@ -1,7 +1,8 @@
 """attention-statefulset.yaml, expert-statefulset.yaml and their Services."""
 
 import pytest
-from chart_rendering import Document, container, env, kinds, one, render
+
+from tests.chart.chart_rendering import Document, container, env, kinds, one, render
 
 GPUS = {"config": {"transport": "all_to_all"}, "attention": {"gpus": 1}, "experts": {"gpus": 1}}
 

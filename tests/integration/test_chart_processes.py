@@ -1,0 +1,41 @@
+"""The chart proven against the programs: the laptop value set's containers run here as the manifests say."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moonshard_cluster.client import Client
+from tests.chart.chart_rendering import CHART, render
+from tests.integration.cells import greedy
+from tests.integration.chart_pods import Pods, running_pods
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8 as loopback")
+READY_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def pods(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
+    small = {"gateway": {"enabled": False}, "experts": {"shards": 4}}
+    documents = render(small, file=CHART / "ci" / "laptop-values.yaml")
+    with running_pods(documents, tiny_checkpoint, tmp_path_factory.mktemp("pods")) as found:
+        yield found
+
+
+def test_every_probe_passes_by_its_own_definition(pods: Pods) -> None:
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        for pod in pods.pods:
+            pods.await_probe(pod, name, READY_S)
+
+
+def test_the_cell_answers_through_the_routers_service(pods: Pods) -> None:
+    for pod in pods.pods:
+        pods.await_probe(pod, "readinessProbe", READY_S)
+    with Client(pods.address("-router", 50051)) as client:
+        found = client.status()
+        assert found.ready
+        # What the workers tell others is their pods' addresses, at the ports of the manifests.
+        told = {worker.metrics_address for worker in found.workers}
+        assert told >= {f"{pod.ip}:9090" for role in ("attention", "expert") for pod in pods.of(role)}
+        assert len(greedy(client, [1, 2, 3], max_tokens=4)) == 4
