@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -14,8 +15,10 @@ from moonshard.router import cluster_service, inference_service, workers_service
 from moonshard.router.cell import Cell
 from moonshard.router.connections import Connections
 from moonshard.router.engine import Engine
+from moonshard.router.frontdoor import FrontDoor
 from moonshard.router.membership import Membership
 from moonshard.router.metrics import RouterMetrics
+from moonshard.router.requests import Limits
 from moonshard.router.run_file import reachable, write_run_file
 from moonshard.router.served_model import ServedModel
 from moonshard.rpc.server import WHOLE_SERVER, RpcServer
@@ -46,7 +49,10 @@ class Router:
         self.cell = Cell(membership, self._connections, self.engine, time.monotonic)
         self._server = RpcServer((INFERENCE, WORKERS, CLUSTER), config.router.max_message_mb)
         self._cluster = cluster_service.ClusterService(config, model.name, self.cell, self.engine)
-        inference = inference_service.InferenceService(config, model, self.cell, self.engine, metrics, time.monotonic)
+        self.door = FrontDoor(
+            model, self.engine, partial(cell_limits, config, model, self.cell), metrics, time.monotonic
+        )
+        inference = inference_service.InferenceService(model, self.door)
         add_InferenceServicer_to_server(inference, self._server.server)
         add_WorkersServicer_to_server(workers_service.WorkersService(self.cell), self._server.server)
         add_ClusterServicer_to_server(self._cluster, self._server.server)
@@ -116,3 +122,15 @@ class Router:
 
     def _missing(self, ready: bool) -> tuple[str, ...]:
         return () if ready else (self.engine.refusal or "",)
+
+
+def cell_limits(config: CellConfig, model: ServedModel, cell: Cell) -> Limits:
+    """What the cell can serve now; before any attention worker has told, what the configuration lets expect."""
+    attention = config.attention
+    return Limits(
+        vocab_size=model.vocab_size,
+        max_position_embeddings=model.max_position_embeddings,
+        kv_capacity=cell.membership.kv_capacity or attention.num_blocks * attention.block_size,
+        default_max_tokens=config.router.default_max_tokens,
+        eos_token_ids=model.eos_token_ids,
+    )

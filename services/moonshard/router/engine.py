@@ -5,52 +5,17 @@ gRPC; `WorkerCalls` carries its decisions out, `membership` decides elsewhere wh
 """
 
 import asyncio
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from moonshard.errors import Aborted, DuplicateRequest, MoonshardError, Unavailable
-from moonshard.router.admission import Demand, FreeCredits, admit
+from moonshard.errors import MoonshardError, Unavailable
+from moonshard.router.admission import FreeCredits, admit
+from moonshard.router.flight import Flight, SequenceUpdate
 from moonshard.router.membership import Credits
 from moonshard.router.metrics import ABORT, ERROR, RouterMetrics
-from moonshard.router.output import OutputStream
 from moonshard.router.queue import WaitingQueue
-from moonshard.router.requests import Finish, Request, Timings
 from moonshard.sampling import FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceUpdate:
-    """News of one sequence from its worker. finish_reason or error set: it is over and its blocks are free."""
-
-    sequence_id: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None = None
-    stop_token_id: int | None = None
-    error: str = ""
-
-
-@dataclass(slots=True)
-class Flight:
-    """A request between submission and end. sequence_id: its name on the wire, never used twice.
-
-    The caller's id may come back at once after an abort, while tokens of its former life are still on their way.
-    """
-
-    request: Request
-    sequence_id: str
-    output: OutputStream = field(default_factory=OutputStream)
-    rank: int | None = None
-    admitted_s: float = 0.0
-    first_token_s: float = 0.0
-    last_token_s: float = 0.0
-    num_generated: int = 0
-
-    @property
-    def demand(self) -> Demand:
-        return Demand(self.request.id, self.request.max_len)
 
 
 class WorkerCalls(Protocol):
@@ -69,11 +34,11 @@ class Engine:
         self._calls = calls
         self._metrics = metrics
         self._clock = clock
-        self._flights: dict[str, Flight] = {}  # by request id: waiting and running
-        self._running: dict[str, Flight] = {}  # by sequence id
+        # By sequence id.
+        self._flights: dict[str, Flight] = {}
+        self._running: dict[str, Flight] = {}
         self._waiting: WaitingQueue[Flight] = WaitingQueue(max_queue)
         self._credits: dict[int, FreeCredits] = {}
-        self._numbers = itertools.count()
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -94,38 +59,26 @@ class Engine:
         if self.refusal is not None:
             raise Unavailable(self.refusal)
 
-    def submit(self, request: Request) -> Flight:
-        """Queue a request. Raises Unavailable, DuplicateRequest or Overloaded."""
+    def submit(self, flights: Sequence[Flight]) -> None:
+        """Queue the sequences of one request, all or none. Raises Unavailable or Overloaded."""
         self.check_open()
-        if request.id in self._flights:
-            raise DuplicateRequest("request_id", f"{request.id!r} is in use")
-        flight = Flight(request, f"{request.id}#{next(self._numbers)}")
-        self._waiting.push(request.id, flight)
-        self._flights[request.id] = flight
+        self._waiting.check_room(len(flights))
+        for flight in flights:
+            self._waiting.push(flight.sequence_id, flight)
+            self._flights[flight.sequence_id] = flight
         self.idle.clear()
         self._pump()
-        return flight
 
-    def abandon(self, flight: Flight) -> None:
-        """The caller left; nothing happens when the request has ended already.
+    def abandon(self, flights: Iterable[Flight]) -> None:
+        """The caller left; those that have ended already are passed over.
 
-        Its blocks count as free at once: the worker handles this Abort before any later Admit of the same stream.
+        Their blocks count as free at once: a worker handles this Abort before any later Admit of the same stream.
         """
-        if self._flights.get(flight.request.id) is not flight:
-            return
-        if flight.rank is not None:
-            self._calls.abort(flight.rank, [flight.sequence_id])
-        self._end(flight, ABORT)
+        for flight in flights:
+            if flight.sequence_id in self._flights:
+                self._abort(flight)
+                self._end(flight, ABORT)
         self._pump()
-
-    def abort(self, request_id: str) -> bool:
-        """End a request on somebody's word: its caller meets Aborted. False when there is none of this id."""
-        flight = self._flights.get(request_id)
-        if flight is None:
-            return False
-        flight.output.fail(Aborted(f"request {request_id!r} was aborted"))
-        self.abandon(flight)
-        return True
 
     def add_worker(self, rank: int, credits: Credits) -> None:
         self._credits[rank] = FreeCredits(rank, credits.block_size, credits.num_blocks, credits.max_num_seqs)
@@ -139,8 +92,7 @@ class Engine:
     def fail_all(self, problem: str) -> None:
         """Fail every request, waiting or running, with Unavailable; workers forget the running ones."""
         for flight in self._running.values():
-            if flight.rank in self._credits:
-                self._calls.abort(flight.rank, [flight.sequence_id])
+            self._abort(flight)
         self._fail(list(self._flights.values()), problem)
 
     def update(self, rank: int, updates: Sequence[SequenceUpdate]) -> None:
@@ -154,15 +106,33 @@ class Engine:
 
     def _apply(self, flight: Flight, update: SequenceUpdate, now_s: float) -> None:
         if update.token_ids:
-            self._count_tokens(flight, len(update.token_ids), now_s)
-            flight.output.push(update.token_ids)
-        if update.error:
-            flight.output.fail(Unavailable(f"attention-{flight.rank}: {update.error}"))
+            self._take_tokens(flight, update, now_s)
+        if flight.output.stop_text is not None:
+            if update.finish_reason is None and not update.error:
+                self._abort(flight)
+            self._finish(flight, FinishReason.STOP, None, now_s)
+        elif update.error:
+            flight.answer.fail(Unavailable(f"attention-{flight.rank}: {update.error}"))
             self._end(flight, ERROR)
         elif update.finish_reason is not None:
-            flight.output.finish(_finish(flight, update.finish_reason, update.stop_token_id))
-            self._metrics.e2e_latency.observe(now_s - flight.request.arrival_s)
-            self._end(flight, update.finish_reason.value)
+            self._finish(flight, update.finish_reason, update.stop_token_id, now_s)
+        flight.answer.touch(flight.choice)
+
+    def _take_tokens(self, flight: Flight, update: SequenceUpdate, now_s: float) -> None:
+        if flight.num_generated == 0:
+            flight.num_cached_tokens = update.num_cached_tokens
+        num_taken = flight.output.push(update.token_ids, update.logprobs, update.prompt_logprobs, update.stop_token_id)
+        self._count_tokens(flight, num_taken, now_s)
+
+    def _finish(self, flight: Flight, reason: FinishReason, stop_token_id: int | None, now_s: float) -> None:
+        flight.output.finish(flight.finish(reason, stop_token_id))
+        self._metrics.e2e_latency.observe(now_s - flight.request.arrival_s)
+        self._end(flight, reason.value)
+
+    def _abort(self, flight: Flight) -> None:
+        """Tell the worker that runs it, if one does."""
+        if flight.rank in self._credits:
+            self._calls.abort(flight.rank, [flight.sequence_id])
 
     def _count_tokens(self, flight: Flight, num_tokens: int, now_s: float) -> None:
         if flight.num_generated == 0:
@@ -198,15 +168,15 @@ class Engine:
     def _fail(self, flights: Sequence[Flight], problem: str) -> None:
         error: MoonshardError = Unavailable(problem)
         for flight in flights:
-            flight.output.fail(error)
+            flight.answer.fail(error)
             self._end(flight, ERROR)
         self._show()
 
     def _end(self, flight: Flight, finish_reason: str) -> None:
-        del self._flights[flight.request.id]
+        del self._flights[flight.sequence_id]
         if not self._flights:
             self.idle.set()
-        self._waiting.pop(flight.request.id)
+        self._waiting.pop(flight.sequence_id)
         self._running.pop(flight.sequence_id, None)
         if flight.rank in self._credits:
             self._credits[flight.rank] = self._credits[flight.rank].release(flight.request.max_len)
@@ -215,13 +185,3 @@ class Engine:
     def _show(self) -> None:
         self._metrics.waiting.set(self.num_waiting)
         self._metrics.running.set(self.num_running)
-
-
-def _finish(flight: Flight, reason: FinishReason, stop_token_id: int | None) -> Finish:
-    first_s = flight.first_token_s or flight.admitted_s
-    timings = Timings(
-        queue_s=flight.admitted_s - flight.request.arrival_s,
-        prefill_s=first_s - flight.admitted_s,
-        decode_s=max(flight.last_token_s - first_s, 0.0),
-    )
-    return Finish(reason, stop_token_id, len(flight.request.prompt_token_ids), flight.num_generated, timings)

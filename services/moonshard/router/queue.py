@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from moonshard.errors import DuplicateRequest, Overloaded
+from moonshard.errors import Overloaded
 
 T = TypeVar("T")
 
@@ -23,12 +23,15 @@ class WaitingQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter(self._entries.values())
 
-    def push(self, entry_id: str, entry: T) -> None:
-        """Raises Overloaded when full, DuplicateRequest when the id waits already."""
-        if entry_id in self._entries:
-            raise DuplicateRequest("request_id", f"{entry_id!r} is in use")
-        if len(self._entries) >= self.max_length:
+    def check_room(self, num_entries: int) -> None:
+        """Raises Overloaded when so many more do not fit."""
+        if len(self._entries) + num_entries > self.max_length:
             raise Overloaded(f"the queue is full: {len(self._entries)} of {self.max_length} requests", RETRY_AFTER_S)
+
+    def push(self, entry_id: str, entry: T) -> None:
+        """Raises Overloaded when full. An id waits once."""
+        assert entry_id not in self._entries, f"{entry_id} waits already"
+        self.check_room(1)
         self._entries[entry_id] = entry
 
     def pop(self, entry_id: str) -> T | None:

@@ -7,6 +7,7 @@ from moonshard.errors import RequestError
 from moonshard.sampling import MAX_STOP_TOKEN_IDS, FinishReason, SamplingParams
 
 MAX_REQUEST_ID_LENGTH = 128
+SEEDS = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,31 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """A constraint as the grammar engine reads it.
+
+    after_token_id: in force from behind this token's first occurrence in the output; None: at once.
+    """
+
+    text: str
+    after_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """sampling: resolved, so max_tokens and seed are set and stop_token_ids holds the end-of-turn ids too."""
+    """sampling: resolved, so max_tokens and seed are set and stop_token_ids holds the end-of-turn ids too.
+
+    tenant: who pays in the fair queue. priority: higher goes first. deadline_s: on the engine's clock.
+    """
 
     id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     arrival_s: float
+    tenant: str = ""
+    priority: int = 0
+    deadline_s: float | None = None
+    grammar: Grammar | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -47,8 +66,15 @@ class Request:
 
     @property
     def max_len(self) -> int:
-        """Tokens of KV cache that the request may come to need."""
+        """Tokens of KV cache that one sequence of the request may come to need."""
         return len(self.prompt_token_ids) + self.max_tokens
+
+    def choices(self) -> list["Request"]:
+        """One request per continuation: choice i draws with seed + i, which none of them shares."""
+        sampling = self.sampling
+        assert sampling.seed is not None, "make_request resolves the seed"
+        seeds = [(sampling.seed + choice) % SEEDS for choice in range(sampling.n)]
+        return [replace(self, sampling=replace(sampling, n=1, seed=seed)) for seed in seeds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +88,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a request ended well."""
+    """How a choice ended well. num_cached_tokens: of the prompt, found in the prefix cache."""
 
     reason: FinishReason
     stop_token_id: int | None
     num_prompt_tokens: int
     num_completion_tokens: int
     timings: Timings
+    num_cached_tokens: int = 0
+    stop_text: str | None = None
 
 
 def make_request(
@@ -78,6 +106,10 @@ def make_request(
     limits: Limits,
     arrival_s: float,
     seed: int,
+    tenant: str = "",
+    priority: int = 0,
+    deadline_s: float | None = None,
+    grammar: Grammar | None = None,
 ) -> Request:
     """Check a request and fill in what it left open; `seed` is taken when it names none.
 
@@ -92,7 +124,7 @@ def make_request(
         seed=seed if sampling.seed is None else sampling.seed,
         stop_token_ids=_resolve_stops(sampling, limits.eos_token_ids),
     )
-    return Request(request_id, tuple(prompt_token_ids), resolved, arrival_s)
+    return Request(request_id, tuple(prompt_token_ids), resolved, arrival_s, tenant, priority, deadline_s, grammar)
 
 
 def _check_id(request_id: str) -> None:

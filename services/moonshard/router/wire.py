@@ -1,11 +1,13 @@
 """Control messages to the router's nouns and back. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from moonshard.errors import ConfigError
-from moonshard.router.engine import Flight, SequenceUpdate
+from moonshard.router.flight import Flight, SequenceUpdate
 from moonshard.router.membership import Credits, Members, Role, Vitals, Welcome, Worker, WorkerId, WorkerState
-from moonshard.rpc.codec import finish_from_proto, sampling_to_proto
+from moonshard.router.requests import Grammar
+from moonshard.rpc.codec import finish_from_proto, logprobs_from_proto, sampling_to_proto
 from moonshard.v1 import control_pb2 as pb
 
 ROLES = {pb.ROLE_ATTENTION: Role.ATTENTION, pb.ROLE_EXPERT: Role.EXPERT}
@@ -45,6 +47,10 @@ def update_from_output(output: pb.SequenceOutput) -> SequenceUpdate:
         finish_reason=finish_from_proto(output.finish_reason),
         stop_token_id=output.stop_token_id if output.HasField("stop_token_id") else None,
         error=output.error,
+        preempted=output.preempted,
+        num_cached_tokens=output.num_cached_tokens,
+        logprobs=tuple(map(logprobs_from_proto, output.logprobs)),
+        prompt_logprobs=tuple(map(logprobs_from_proto, output.prompt_logprobs)),
     )
 
 
@@ -56,15 +62,22 @@ def membership_message(message: Welcome | Members) -> pb.RouterMessage:
 
 
 def admit_message(flights: Sequence[Flight]) -> pb.RouterMessage:
-    sequences = [
-        pb.Sequence(
-            request_id=flight.sequence_id,
-            prompt_token_ids=flight.request.prompt_token_ids,
-            sampling=sampling_to_proto(flight.request.sampling),
-        )
-        for flight in flights
-    ]
-    return pb.RouterMessage(admit=pb.Admit(sequences=sequences))
+    return pb.RouterMessage(admit=pb.Admit(sequences=map(_sequence_to_proto, flights)))
+
+
+def _sequence_to_proto(flight: Flight) -> pb.Sequence:
+    request = flight.request
+    return pb.Sequence(
+        request_id=flight.sequence_id,
+        prompt_token_ids=request.prompt_token_ids,
+        sampling=sampling_to_proto(replace(request.sampling, stop=(), constraint=None)),
+        output_token_ids=flight.output.token_ids,
+        grammar=_grammar_to_proto(request.grammar) if request.grammar else None,
+    )
+
+
+def _grammar_to_proto(grammar: Grammar) -> pb.Grammar:
+    return pb.Grammar(text=grammar.text, after_token_id=grammar.after_token_id)
 
 
 def worker_status(worker: Worker, heartbeat_age_s: float, tokens_per_second: float) -> pb.WorkerStatus:

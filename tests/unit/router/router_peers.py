@@ -12,8 +12,15 @@ import grpc
 from moonshard.config import CellConfig
 from moonshard.errors import RequestError
 from moonshard.metrics import new_registry
+from moonshard.router.answer import Answer
 from moonshard.router.app import Router
+from moonshard.router.detokenizer import Detokenizer
+from moonshard.router.flight import Flight
+from moonshard.router.output import ChoiceOutput
+from moonshard.router.requests import Request
 from moonshard.router.served_model import ServedModel
+from moonshard.router.stop_texts import StopTexts
+from moonshard.sampling import SamplingParams
 from moonshard.v1 import control_pb2 as pb
 from moonshard.v1 import inference_pb2 as inference
 from moonshard.v1.control_pb2_grpc import ClusterStub, WorkersStub
@@ -84,6 +91,18 @@ def small_model() -> ServedModel:
         tokenizer=ByteTokenizer(),
         template=PlainTemplate(),
     )
+
+
+def new_output(choice: int = 0, sampling: SamplingParams | None = None) -> ChoiceOutput:
+    sampling = sampling or SamplingParams()
+    text = Detokenizer(ByteDecoder(), (END_OF_TURN, END_OF_TEXT))
+    return ChoiceOutput(choice, text, StopTexts(sampling.stop, sampling.include_stop), sampling.min_tokens)
+
+
+def new_flight(request: Request, number: int) -> Flight:
+    """A sequence that nobody reads."""
+    answer = Answer(request.id, [new_output(0, request.sampling)], lambda _: None)
+    return Flight(request, f"{request.id}#{number}", answer, 0)
 
 
 def small_config(run_dir: Path, **values: Any) -> CellConfig:

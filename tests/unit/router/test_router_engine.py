@@ -8,11 +8,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prometheus_client import CollectorRegistry
 
 from moonshard.errors import Overloaded
-from moonshard.router.engine import Engine, Flight, SequenceUpdate
+from moonshard.router.engine import Engine
+from moonshard.router.flight import Flight, SequenceUpdate
 from moonshard.router.membership import Credits
 from moonshard.router.metrics import RouterMetrics
 from moonshard.router.requests import Request
 from moonshard.sampling import FinishReason, SamplingParams
+from tests.unit.router.router_peers import new_flight
 
 BLOCK_SIZE, NUM_BLOCKS, MAX_SEQS, MAX_QUEUE = 4, 10, 3, 4
 
@@ -53,9 +55,10 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(prompt=st.integers(1, 20), max_tokens=st.integers(1, 20))
     def submit(self, prompt: int, max_tokens: int) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, seed=0)
-        request = Request(f"r{len(self.open)}-{self.num_submitted}", (1,) * prompt, sampling, self.now_s)
+        flight = new_flight(Request("r", (1,) * prompt, sampling, self.now_s), self.num_submitted)
         try:
-            self.open.append(self.engine.submit(request))
+            self.engine.submit([flight])
+            self.open.append(flight)
             self.num_submitted += 1
         except Overloaded:
             assert self.engine.num_waiting == MAX_QUEUE
@@ -77,8 +80,8 @@ class EngineMachine(RuleBasedStateMachine):
     def caller_leaves(self, data: st.DataObject) -> None:
         flight = data.draw(st.sampled_from(self.open))
         self.open.remove(flight)
-        self.engine.abandon(flight)
-        self.engine.abandon(flight)
+        self.engine.abandon([flight])
+        self.engine.abandon([flight])
 
     @precondition(lambda self: any(flight.rank is not None for flight in self.open))
     @rule(data=st.data(), error=st.booleans())

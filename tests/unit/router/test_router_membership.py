@@ -1,12 +1,10 @@
-"""Membership as a pure state machine, rates, and the detokenizer."""
+"""Membership as a pure state machine, and rates."""
 
 import random
-from collections.abc import Sequence
 
 import pytest
 
 from moonshard.errors import ConfigError
-from moonshard.router.detokenizer import Detokenizer
 from moonshard.router.membership import (
     Credits,
     Members,
@@ -19,10 +17,7 @@ from moonshard.router.membership import (
     WorkerId,
     WorkerState,
 )
-from moonshard.router.output import Delta
 from moonshard.router.rates import RateWindow
-from moonshard.router.requests import Finish, Timings
-from moonshard.sampling import FinishReason
 from moonshard.topology import Topology
 
 TOPOLOGY = Topology(num_experts=12, num_shards=3, num_attention=2)
@@ -118,28 +113,3 @@ def test_rates_look_back_over_a_window() -> None:
         window.add(float(second), 100 * second if second < 8 else 700)
     assert window.per_second(9.0) == pytest.approx(300 / 5)
     assert window.per_second(100.0) == 0.0
-
-
-class _Letters:
-    """Holds every second letter back until the next one or the end."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def push(self, ids: Sequence[int]) -> str:
-        self._held += "".join(map(chr, ids))
-        if len(self._held) % 2:
-            return ""
-        text, self._held = self._held, ""
-        return text
-
-    def finish(self) -> str:
-        return self._held
-
-
-def test_the_detokenizer_hides_turn_ends_and_gives_the_rest() -> None:
-    finish = Finish(FinishReason.STOP, 120, 1, 5, Timings(0, 0, 0))
-    texts = Detokenizer(_Letters(), hidden=(0,))
-    assert texts.push(Delta((97,), None)) == ""
-    assert texts.push(Delta((98, 0, 120), None)) == "ab"  # 120 is an ordinary token while it stops nothing
-    assert texts.push(Delta((120, 99, 120), finish)) == "xxc"

@@ -1,0 +1,72 @@
+"""One sequence between submission and end: a choice of a request, its place in the cell, and its times."""
+
+from dataclasses import dataclass
+
+from moonshard.router.admission import Demand
+from moonshard.router.answer import Answer
+from moonshard.router.output import ChoiceOutput
+from moonshard.router.requests import Finish, Request, Timings
+from moonshard.sampling import FinishReason, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceUpdate:
+    """News of one sequence from its worker. finish_reason or error set: it is over and its blocks are free.
+
+    preempted: its blocks are free and it is the router's again. num_cached_tokens: of its prompt, with the first news.
+    """
+
+    sequence_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: str = ""
+    preempted: bool = False
+    num_cached_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(slots=True)
+class Flight:
+    """request: of this choice alone. sequence_id: its name on the wire, never used twice.
+
+    The caller's id may come back at once after an abort, while tokens of its former life are still on their way.
+    """
+
+    request: Request
+    sequence_id: str
+    answer: Answer
+    choice: int
+    rank: int | None = None
+    admitted_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+    num_generated: int = 0
+    num_cached_tokens: int = 0
+
+    @property
+    def output(self) -> ChoiceOutput:
+        return self.answer.outputs[self.choice]
+
+    @property
+    def demand(self) -> Demand:
+        return Demand(self.sequence_id, self.request.max_len)
+
+    def finish(self, reason: FinishReason, stop_token_id: int | None) -> Finish:
+        """How it ends, with its usage and times."""
+        first_s = self.first_token_s or self.admitted_s
+        timings = Timings(
+            queue_s=self.admitted_s - self.request.arrival_s,
+            prefill_s=first_s - self.admitted_s,
+            decode_s=max(self.last_token_s - first_s, 0.0),
+        )
+        return Finish(
+            reason,
+            stop_token_id,
+            len(self.request.prompt_token_ids),
+            self.num_generated,
+            timings,
+            self.num_cached_tokens,
+            self.output.stop_text,
+        )
