@@ -32,7 +32,10 @@ class RouterConfig(_Section):
 
 
 class AttentionConfig(_Section):
-    """Limits of one attention worker. KV capacity is num_blocks x block_size tokens. num_threads 0 is auto."""
+    """Limits of one attention worker. KV capacity is num_blocks x block_size tokens. num_threads 0 is auto.
+
+    prefix_cache: KV blocks of a prompt's beginning are shared with later prompts that begin alike.
+    """
 
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     max_num_seqs: PositiveInt = 64
@@ -40,6 +43,7 @@ class AttentionConfig(_Section):
     prefill_chunk: PositiveInt = 256
     block_size: Annotated[int, Field(ge=1, le=1024)] = 16
     num_blocks: PositiveInt = 4096
+    prefix_cache: bool = True
 
 
 class ExpertConfig(_Section):

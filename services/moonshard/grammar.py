@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from moonshard.errors import RequestError
+from moonshard.errors import CheckpointError, RequestError
 from moonshard.tokenizer import Tokenizer
 
 # Compiled grammars that are kept for the next request with the same text: tools and schemas repeat.
@@ -25,10 +25,12 @@ class GrammarEngine:
 
     Special tokens are of a kind of their own: a grammar can name them (`<think>`, or `<[163586]>` by id), while texts,
     patterns and JSON strings never produce them, whatever they spell. Where a grammar may end, the end-of-turn ids
-    are allowed.
+    are allowed; CheckpointError when there are none.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        if not eos_token_ids:
+            raise CheckpointError("config.json: expected an eos_token_id, found none: no grammar could end")
         vocabulary = TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos_token_ids[0]))
         self._tokenizer = LLTokenizer(vocabulary, n_vocab=vocab_size, eos_token=list(eos_token_ids))
         self._limits = LLParserLimits(verbose_errors=False)

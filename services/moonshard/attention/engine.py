@@ -1,26 +1,35 @@
 """The attention worker's iteration: schedule, run, postprocess."""
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-import torch
-
+from moonshard.attention.plan import StepPlan
 from moonshard.attention.runner import Runner
-from moonshard.attention.sampler import sample
-from moonshard.attention.scheduler import Scheduler, StepPlan
-from moonshard.attention.sequence import Sequence
+from moonshard.attention.sampler import Choice, sample
+from moonshard.attention.scheduler import Scheduler
+from moonshard.attention.sequence import Sequence, check_ids
 from moonshard.errors import RequestError
-from moonshard.sampling import FinishReason
+from moonshard.sampling import FinishReason, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a step produced for one request. finish_reason or error set: it is over and its blocks are free."""
+    """What a step produced for one request.
+
+    finish_reason or error set: it is over and its blocks are free. preempted: its blocks are free and it is the
+    router's again. num_cached_tokens and prompt_logprobs come with the first token.
+    """
 
     request_id: str
     token: int | None = None
     finish_reason: FinishReason | None = None
     error: str = ""
+    preempted: bool = False
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Engine:
@@ -32,16 +41,25 @@ class Engine:
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self.num_generated_tokens = 0
+        self.num_admitted = 0
 
     def admit(self, sequences: Seq[Sequence]) -> list[Output]:
-        """Let sequences join; returns the refusals."""
-        refusals = []
+        """Let sequences join; returns those that cannot, now or ever."""
+        outputs = []
         for sequence in sequences:
+            self.num_admitted += 1
             try:
-                self.scheduler.add(sequence)
+                check_ids(sequence, self.runner.decoder.config.vocab_size)
+                if not self.scheduler.add(sequence):
+                    outputs.append(Output(sequence.request_id, preempted=True))
             except RequestError as error:
-                refusals.append(Output(sequence.request_id, error=str(error)))
-        return refusals
+                outputs.append(Output(sequence.request_id, error=str(error)))
+        return outputs
+
+    def refuse(self, request_id: str, problem: str) -> Output:
+        """Count a sequence of the router's that never became one here."""
+        self.num_admitted += 1
+        return Output(request_id, error=problem)
 
     def abort(self, request_ids: Seq[str]) -> None:
         for request_id in request_ids:
@@ -51,30 +69,43 @@ class Engine:
         return self.scheduler.schedule()
 
     def step(self, plan: StepPlan) -> list[Output]:
-        """Run one iteration; returns a token for each sequence whose pending tokens ended in it."""
+        """Run one iteration: a token for each sequence whose pending tokens ended in it."""
         logits_NV = self.runner.run(plan)
         self.scheduler.commit(plan)
         self.num_steps += 1
         self.num_prompt_tokens += sum(chunk.length for chunk in plan.prefills)
         sequences = [chunk.sequence for chunk in plan.chunks if chunk.samples]
-        return self._postprocess(sequences, logits_NV)
+        return [self._take(s, choice) for s, choice in zip(sequences, sample(logits_NV, sequences), strict=True)]
 
-    def _postprocess(self, sequences: list[Sequence], logits_NV: torch.Tensor) -> list[Output]:
-        finite_N = logits_NV.isfinite().all(dim=-1).tolist()
-        tokens = sample(logits_NV, [s.sampling for s in sequences], [len(s.tokens) for s in sequences])
-        return [
-            self._take(sequence, token) if finite else self._fail(sequence)
-            for sequence, token, finite in zip(sequences, tokens, finite_N, strict=True)
-        ]
-
-    def _take(self, sequence: Sequence, token: int) -> Output:
+    def _take(self, sequence: Sequence, choice: Choice) -> Output:
+        if choice.error:
+            return self._fail(sequence, choice.error)
+        if not all(math.isfinite(scored.logprob) for scored in sequence.prompt_logprobs):
+            return self._fail(sequence, "non-finite logits within the prompt")
+        try:
+            sequence.append(choice.token)
+        except RequestError as error:
+            return self._fail(sequence, str(error))
         self.num_generated_tokens += 1
-        sequence.append(token)
         if sequence.finish_reason:
             self.scheduler.remove(sequence.request_id)
-        return Output(sequence.request_id, token, sequence.finish_reason)
+        return _output(sequence, choice)
 
-    def _fail(self, sequence: Sequence) -> Output:
-        """NaN or infinity came out of the model: a token drawn from it would look like an answer."""
-        self.scheduler.remove(sequence.request_id)
-        return Output(sequence.request_id, error=f"non-finite logits at token {len(sequence.tokens)}")
+    def _fail(self, sequence: Sequence, problem: str) -> Output:
+        """A token drawn from NaN or infinity would look like an answer; nor may others read what led to it."""
+        self.scheduler.remove(sequence.request_id, spoilt=True)
+        return Output(sequence.request_id, error=problem)
+
+
+def _output(sequence: Sequence, choice: Choice) -> Output:
+    first = sequence.num_generated == 1
+    scores, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
+    return Output(
+        sequence.request_id,
+        choice.token,
+        sequence.finish_reason,
+        stop_token_id=sequence.stop_token_id,
+        num_cached_tokens=min(sequence.num_cached_tokens, len(sequence.prompt)) if first else 0,
+        logprobs=choice.logprobs,
+        prompt_logprobs=scores,
+    )

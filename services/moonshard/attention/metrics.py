@@ -35,7 +35,8 @@ class AttentionMetrics:
 
 def _engine_families(own: list[str], engine: Engine) -> list[Family]:
     labels = ["model_name", "dp_rank"]
-    blocks, limits = engine.scheduler.blocks, engine.scheduler.limits
+    scheduler, limits = engine.scheduler, engine.scheduler.limits
+    tables, pool = scheduler.tables, scheduler.tables.pool
 
     def one(kind: Kind, name: str, text: str, read: Callable[[], float]) -> Family:
         return Family(name, text, kind, labels, lambda: [(own, read())])
@@ -49,18 +50,42 @@ def _engine_families(own: list[str], engine: Engine) -> list[Family]:
             "Tokens sampled",
             lambda: engine.num_generated_tokens,
         ),
-        one(Gauge, "moonshard_engine_requests_running", "Running", lambda: engine.scheduler.num_running),
+        one(Gauge, "moonshard_engine_requests_running", "Running", lambda: scheduler.num_running),
+        one(
+            Counter,
+            "moonshard_preemptions",
+            "Sequences that gave their KV blocks up to older ones",
+            lambda: scheduler.num_preempted,
+        ),
+        one(
+            Counter,
+            "moonshard_prefix_cache_queries_tokens",
+            "Tokens looked for in the prefix cache",
+            lambda: tables.num_queried,
+        ),
+        one(
+            Counter,
+            "moonshard_prefix_cache_hits_tokens",
+            "Tokens found in the prefix cache",
+            lambda: tables.num_hit,
+        ),
+        one(
+            Gauge,
+            "moonshard_prefix_cache_blocks",
+            "KV blocks whose content later prompts can share",
+            lambda: pool.num_known,
+        ),
         one(
             Gauge,
             "moonshard_kv_cache_usage_ratio",
-            "Share of KV blocks reserved, 0 to 1",
-            lambda: 1 - blocks.num_free / blocks.num_blocks,
+            "Share of KV blocks that sequences use, 0 to 1; cached blocks that nobody uses are free",
+            lambda: 1 - pool.num_free / pool.num_blocks,
         ),
         Family(
             "moonshard_cache_config_info",
-            "Shape of the KV cache",
+            "Shape of the KV cache; the labels' names are those that gateways know",
             Gauge,
-            [*labels, "block_size", "num_blocks"],
+            [*labels, "block_size", "num_gpu_blocks"],
             lambda: [([*own, str(limits.block_size), str(limits.num_blocks)], 1.0)],
         ),
     ]

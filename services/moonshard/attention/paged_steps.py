@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from moonshard.attention.kv_cache import LatentCache
-from moonshard.attention.scheduler import StepPlan
+from moonshard.attention.plan import StepPlan
 from moonshard.kernels.attention import PagedStep
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from moonshard.attention.kv_cache import LatentCache
 from moonshard.attention.paged_steps import make_paged_step
-from moonshard.attention.scheduler import StepPlan
+from moonshard.attention.plan import StepPlan
+from moonshard.attention.prompt_scores import score_prompts
 from moonshard.attention.torch_attention import make_attend
 from moonshard.model.decoder import Decoder
 from moonshard.model.native_decoder import NativeDecoder
@@ -34,6 +35,7 @@ class Runner:
         tokens = [t for c in plan.chunks for t in c.sequence.tokens[c.start : c.start + c.length]]
         positions = [p for c in plan.chunks for p in range(c.start, c.start + c.length)]
         hidden_TD = self._forward(plan, self._long(tokens), self._long(positions))
+        score_prompts(plan, hidden_TD, self.decoder.logits)
         return self.decoder.logits(hidden_TD[self._long(_sampling_rows(plan))])
 
     def _long(self, values: list[int]) -> Tensor:

@@ -2,27 +2,49 @@
 
 from dataclasses import dataclass, field
 
-from moonshard.sampling import FinishReason, SamplingParams
+from moonshard.attention.guide import Guide
+from moonshard.attention.penalties import Penalties
+from moonshard.attention.prefix_hashes import Digest, Salts
+from moonshard.errors import RequestError
+from moonshard.sampling import FinishReason, SamplingParams, TokenLogprobs
 
 
 @dataclass(slots=True)
 class Sequence:
     """Prompt, what was generated, and how much of both is in the KV cache.
 
-    tokens: prompt and generated ids. num_computed_tokens: how many of them have their latents in the cache; the
-    last token is never computed before the step that samples its successor.
+    output: generated before, by a worker that lost or preempted the sequence. guide: where a grammar binds the output.
+    tokens: prompt and generated ids. num_computed_tokens: how many of them have their latents in the cache; the last
+    token is never computed before the step that samples its successor. num_cached_tokens: those that were found
+    there. digests: names of the full blocks. number: place in the order of admission, set by the scheduler.
     """
 
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
+    output: list[int] = field(default_factory=list)
+    guide: Guide | None = None
+    salts: Salts = field(default_factory=dict)
     tokens: list[int] = field(init=False)
+    penalties: Penalties | None = field(init=False)
+    scores_prompt: bool = field(init=False)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    digests: list[Digest] = field(default_factory=list)
+    number: int = -1
     finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.prompt)
+        self.tokens = self.prompt + self.output
+        self.penalties = Penalties.of(self.sampling, self.prompt, self.output)
+        # Prompt log-probabilities go with the first token: who has some output has them as well.
+        self.scores_prompt = self.sampling.prompt_logprobs is not None and not self.output
+        if self.guide:
+            for token in self.output:
+                self.guide.accept(token)
 
     @property
     def num_generated(self) -> int:
@@ -38,10 +60,38 @@ class Sequence:
         assert self.sampling.max_tokens is not None, "the router resolves max_tokens"
         return len(self.prompt) + self.sampling.max_tokens
 
+    @property
+    def must_go_on(self) -> bool:
+        """Whether it may not stop yet."""
+        return self.num_generated < self.sampling.min_tokens
+
     def append(self, token: int) -> None:
-        """Take a sampled token and decide whether the sequence is over."""
+        """Take a sampled token and decide whether the sequence is over. RequestError: its grammar cannot follow."""
         self.tokens.append(token)
-        if token in self.sampling.stop_token_ids:
-            self.finish_reason = FinishReason.STOP
+        if self.penalties:
+            self.penalties.add(token)
+        if token in self.sampling.stop_token_ids or (self.guide and self._ends_grammar(self.guide, token)):
+            self.finish_reason, self.stop_token_id = FinishReason.STOP, token
         elif len(self.tokens) >= self.max_len:
             self.finish_reason = FinishReason.LENGTH
+
+    @staticmethod
+    def _ends_grammar(guide: Guide, token: int) -> bool:
+        """Whether nothing more may follow: the end of a turn was drawn though the request ignores it."""
+        was_complete = guide.is_complete
+        guide.accept(token)
+        return was_complete and guide.is_complete
+
+
+def check_ids(sequence: Sequence, vocab_size: int) -> None:
+    """Raises RequestError for a token id outside the vocabulary: it would index past a tensor's end."""
+    sampling = sequence.sampling
+    biased = [token for token, _ in sampling.logit_bias]
+    for field_name, ids in (
+        ("prompt_token_ids", sequence.prompt),
+        ("output_token_ids", sequence.output),
+        ("stop_token_ids", sampling.stop_token_ids),
+        ("logit_bias", biased),
+    ):
+        if wrong := [token for token in ids if not 0 <= token < vocab_size]:
+            raise RequestError(field_name, f"token ids must be in 0..{vocab_size - 1}, got {wrong[0]}")

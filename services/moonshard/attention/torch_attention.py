@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moonshard.attention.kv_cache import LatentCache
-from moonshard.attention.scheduler import Chunk, StepPlan
+from moonshard.attention.plan import Chunk, StepPlan
 from moonshard.model.decoder import Attend
 from moonshard.model.mla import MLA, merge
 

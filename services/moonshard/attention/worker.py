@@ -7,11 +7,13 @@ from moonshard.attention.engine import Engine, Output
 from moonshard.attention.kv_cache import LatentCache
 from moonshard.attention.loading import LateDispatcher, load_decoder
 from moonshard.attention.metrics import AttentionMetrics
+from moonshard.attention.report import Report
 from moonshard.attention.runner import Runner
 from moonshard.attention.scheduler import Scheduler
-from moonshard.attention.sequence import Sequence
-from moonshard.errors import ConfigError, ProtocolMismatch, TransportTimeout
-from moonshard.rpc import codec
+from moonshard.attention.wire import credits_to_proto, sequence_from_proto
+from moonshard.errors import ConfigError, ProtocolMismatch, RequestError, TransportTimeout
+from moonshard.grammar import GrammarEngine
+from moonshard.tokenizer import load_tokenizer
 from moonshard.transport.all_to_all import AllToAllDispatcher, join_group
 from moonshard.transport.contract import Dispatcher
 from moonshard.transport.links import LinkDispatcher
@@ -27,7 +29,7 @@ def serve(worker: Worker) -> None:
     if worker.rank >= worker.topology.num_attention:
         raise ConfigError("rank", f"must be below num_attention = {worker.topology.num_attention}, got {worker.rank}")
     routed = LateDispatcher()
-    decoder = load_decoder(worker, routed)
+    decoder, grammars = load_decoder(worker, routed), _grammars(worker)
     members = _await_members(worker)
     if members is None:
         return
@@ -38,7 +40,7 @@ def serve(worker: Worker) -> None:
         worker.lifetime.on_stop.append(dispatcher.wake)
         metrics = AttentionMetrics(worker.registry, worker.model_name, worker.rank, engine, dispatcher.stats)
         _say_ready(worker)
-        _loop(worker, engine, dispatcher, metrics)
+        _loop(worker, engine, grammars, dispatcher, metrics)
     finally:
         dispatcher.close()
 
@@ -58,6 +60,11 @@ def _await_members(worker: Worker) -> pb.Members | None:
             return message.members
         raise ProtocolMismatch(f"expected members from the router first, got {message.WhichOneof('body')}")
     return None
+
+
+def _grammars(worker: Worker) -> GrammarEngine:
+    model = worker.model
+    return GrammarEngine(load_tokenizer(worker.config.checkpoint), model.vocab_size, model.eos_token_ids)
 
 
 def _meet(worker: Worker, members: pb.Members) -> Dispatcher:
@@ -85,58 +92,49 @@ def _cache(worker: Worker) -> LatentCache:
 
 
 def _say_ready(worker: Worker) -> None:
-    limits = worker.config.attention
-    credits = pb.Credits(
-        block_size=limits.block_size,
-        num_blocks=limits.num_blocks,
-        max_num_seqs=limits.max_num_seqs,
-        max_step_tokens=limits.max_step_tokens,
-    )
-    worker.link.send(pb.WorkerMessage(ready=pb.Ready(credits=credits)))
+    worker.link.send(pb.WorkerMessage(ready=pb.Ready(credits=credits_to_proto(worker.config.attention))))
 
 
-def _loop(worker: Worker, engine: Engine, dispatcher: Dispatcher, metrics: AttentionMetrics) -> None:
+def _loop(
+    worker: Worker, engine: Engine, grammars: GrammarEngine, dispatcher: Dispatcher, metrics: AttentionMetrics
+) -> None:
+    report = Report(engine, worker.link.send)
     while not worker.lifetime.stopping.is_set():
-        outputs = _obey(engine, worker.inbox.drain())
+        outputs = _obey(engine, grammars, worker.inbox.drain())
         plan = engine.plan()
+        outputs += [Output(sequence.request_id, preempted=True) for sequence in plan.preempted]
         if plan.num_tokens:
             dispatcher.begin_step(plan.num_tokens)
             with metrics.step_seconds.time():
                 outputs += engine.step(plan)
             metrics.step_tokens.observe(plan.num_tokens)
-        if outputs:
-            worker.link.send(pb.WorkerMessage(outputs=pb.SequenceOutputs(outputs=map(_to_proto, outputs))))
-        if not plan.num_tokens:
+        report.send(outputs)
+        if not engine.scheduler.num_running:
             dispatcher.idle(IDLE_S)
         worker.progress.num_iterations, worker.progress.num_tokens = engine.num_steps, engine.num_generated_tokens
 
 
-def _obey(engine: Engine, messages: Iterable[pb.RouterMessage]) -> list[Output]:
+def _obey(engine: Engine, grammars: GrammarEngine, messages: Iterable[pb.RouterMessage]) -> list[Output]:
     """Carry out the router's orders in their order; returns what could not be admitted."""
     refusals: list[Output] = []
     for message in messages:
         match message.WhichOneof("body"):
             case "admit":
-                refusals += engine.admit([_to_sequence(s) for s in message.admit.sequences])
+                refusals += [o for s in message.admit.sequences for o in _admit(engine, grammars, s)]
             case "abort":
                 engine.abort(message.abort.request_ids)
+            case "flush_cache":
+                engine.scheduler.tables.flush()
             case "members":
                 pass  # Membership changes while running come with failover.
             case other:
-                raise ProtocolMismatch(f"the router sent {other!r}, expected admit, abort or members")
+                raise ProtocolMismatch(f"the router sent {other!r}, expected admit, abort, flush_cache or members")
     return refusals
 
 
-def _to_sequence(message: pb.Sequence) -> Sequence:
-    return Sequence(message.request_id, list(message.prompt_token_ids), codec.sampling_from_proto(message.sampling))
-
-
-def _to_proto(output: Output) -> pb.SequenceOutput:
-    stopped = output.finish_reason is not None and output.finish_reason.value == "stop"
-    return pb.SequenceOutput(
-        request_id=output.request_id,
-        token_ids=[] if output.token is None else [output.token],
-        finish_reason=codec.finish_to_proto(output.finish_reason),
-        stop_token_id=output.token if stopped else None,
-        error=output.error,
-    )
+def _admit(engine: Engine, grammars: GrammarEngine, message: pb.Sequence) -> list[Output]:
+    try:
+        sequence = sequence_from_proto(message, grammars)
+    except RequestError as error:
+        return [engine.refuse(message.request_id, str(error))]
+    return engine.admit([sequence])

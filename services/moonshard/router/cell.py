@@ -70,6 +70,8 @@ class Cell:
             self._heartbeat(worker_id, message.heartbeat)
         elif kind == "ready":
             self._ready(worker_id, message.ready)
+        elif kind == "kv_events":
+            pass  # for those who subscribe
         else:
             logger.warning("%s sent a message that is not understood here: %s", worker_id, kind)
 

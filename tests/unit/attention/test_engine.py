@@ -79,7 +79,7 @@ def test_a_batch_gives_the_references_tokens_at_any_chunk_size(
     outputs = run(subject)
     assert [tokens(outputs[str(i)]) for i in range(len(prompts))] == expected
     assert all(o[-1].finish_reason is FinishReason.LENGTH for o in outputs.values())
-    assert subject.scheduler.blocks.num_free == 128
+    assert subject.scheduler.tables.pool.num_free == 128
 
 
 def test_sequences_join_and_leave_between_iterations(
@@ -114,7 +114,7 @@ def test_an_aborted_sequence_is_gone_and_the_others_go_on(
     subject.abort(["leaves", "unknown"])
     outputs = [o for o in first if o.request_id == "stays"] + run(subject)["stays"]
     assert tokens(outputs) == expected[3]
-    assert subject.scheduler.blocks.num_free == 128
+    assert subject.scheduler.tables.pool.num_free == 128
 
 
 def test_a_stop_token_ends_the_sequence_and_is_its_last(
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused_and_the_rest_runs(
 ) -> None:
     subject = engine(reference, num_blocks=4)
     refused = subject.admit([request("big", prompts[-1]), request("fits", prompts[3])])
-    assert [(o.request_id, o.error) for o in refused] == [("big", "request: needs 11 KV blocks, 4 are free")]
+    assert [(o.request_id, o.error) for o in refused] == [("big", "request: needs 11 KV blocks, this worker has 4")]
     assert tokens(run(subject)["fits"]) == expected[3]
 
 
