@@ -22,13 +22,14 @@ class _Section(BaseModel):
 
 
 class RouterConfig(_Section):
-    """The front door. `port` 0 takes a free one."""
+    """The front door. `port` 0 takes a free one. operator_key_file: holds the key that expert counts are told for."""
 
     host: str = "127.0.0.1"
     port: Port = 50051
     max_queue: PositiveInt = 1024
     max_message_mb: PositiveInt = 64
     default_max_tokens: PositiveInt = 2048
+    operator_key_file: Path | None = None
 
 
 class AttentionConfig(_Section):
@@ -71,11 +72,22 @@ class TimeoutConfig(_Section):
 class MetricsConfig(_Section):
     """Where /metrics is served. `base_port` 0 takes free ports; else router, attention workers and shards
     take base_port, base_port + 1 ..., in this order. worker_port: one for every worker, where each has an address
-    of its own, as pods do; 0 follows base_port."""
+    of its own, as pods do; 0 follows base_port.
+
+    per_expert: a series for every (layer, expert), for a shard's per_expert_topk most loaded, or none; series per
+    (layer, shard) are always there. Counts per expert leave a shard only in windows of at least load_window_s seconds
+    and load_window_rows (row, expert) pairs in each layer: finer ones can give prompts away. The router keeps the
+    windows of load_history_s seconds.
+    """
 
     host: str = "127.0.0.1"
     base_port: Port = 0
     worker_port: Port = 0
+    per_expert: Literal["full", "topk", "off"] = "full"
+    per_expert_topk: PositiveInt = 64
+    load_window_s: Annotated[float, Field(ge=0, le=86_400)] = 5.0
+    load_window_rows: Annotated[int, Field(ge=0)] = 64
+    load_history_s: PositiveSeconds = 900.0
 
 
 class NetworkConfig(_Section):

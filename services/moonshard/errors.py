@@ -7,6 +7,7 @@
     │   └── DuplicateRequest   its id is in use                        gRPC ALREADY_EXISTS
     ├── Overloaded             the queue is full                       gRPC RESOURCE_EXHAUSTED
     ├── Aborted                somebody ended the request by its id    gRPC ABORTED
+    ├── Unauthenticated        the call's key is missing or wrong      gRPC UNAUTHENTICATED
     ├── Unavailable            not ready, draining, or a worker lost   gRPC UNAVAILABLE
     └── TransportError         the data plane
         ├── ProtocolMismatch   a message that is not the expected one
@@ -55,6 +56,10 @@ class Overloaded(MoonshardError):
 
 class Aborted(MoonshardError):
     """The request was ended by an Abort call."""
+
+
+class Unauthenticated(MoonshardError):
+    """The call needs a key and does not bring it."""
 
 
 class Unavailable(MoonshardError):

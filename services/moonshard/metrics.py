@@ -4,15 +4,18 @@ Names, labels and units follow `moonshard_...` conventions told in services/READ
 families in its own package.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from threading import Thread
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from moonshard.errors import ConfigError
 
@@ -84,19 +87,57 @@ class Family:
     samples: Callable[[], Iterable[tuple[Sequence[str], float]]]
 
 
+class Buckets:
+    """Counts of a histogram with one writer and no lock. bounds: upper ones, ascending; the last class is open."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramFamily:
+    """As Family. samples: yields (label values, bounds, counts by class, sum of what was counted)."""
+
+    name: str
+    documentation: str
+    labels: Sequence[str]
+    samples: Callable[[], Iterable[tuple[Sequence[str], Sequence[float], Sequence[int], float]]]
+
+
 class ScrapeCollector(Collector):
     """Families over values that the hot path keeps anyway: it pays nothing, the scrape reads."""
 
-    def __init__(self, families: Sequence[Family]) -> None:
+    def __init__(self, families: Sequence[Family | HistogramFamily]) -> None:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
         for family in self._families:
-            metric = family.kind(family.name, family.documentation, labels=family.labels)
-            for labels, value in family.samples():
-                metric.add_metric(list(labels), value)
-            yield metric
+            yield _collect_histogram(family) if isinstance(family, HistogramFamily) else _collect(family)
 
     def describe(self) -> Iterator[Metric]:
         for family in self._families:
-            yield family.kind(family.name, family.documentation, labels=family.labels)
+            kind = HistogramMetricFamily if isinstance(family, HistogramFamily) else family.kind
+            yield kind(family.name, family.documentation, labels=family.labels)
+
+
+def _collect(family: Family) -> Metric:
+    metric = family.kind(family.name, family.documentation, labels=family.labels)
+    for labels, value in family.samples():
+        metric.add_metric(list(labels), value)
+    return metric
+
+
+def _collect_histogram(family: HistogramFamily) -> Metric:
+    metric = HistogramMetricFamily(family.name, family.documentation, labels=family.labels)
+    for labels, bounds, counts, total in family.samples():
+        names = [*map(floatToGoString, bounds), "+Inf"]
+        metric.add_metric(list(labels), list(zip(names, accumulate(counts), strict=True)), total)
+    return metric

@@ -13,6 +13,7 @@ import torch
 
 from moonshard.experts.counters import LoadCounters
 from moonshard.kernels import Int4Experts, Pool
+from moonshard.kernels.tally import Tally
 from moonshard.transport import wire
 from moonshard.transport.contract import WireSpec
 from moonshard.transport.links import LinkDispatcher, LinkEndpoint, handshake
@@ -47,7 +48,7 @@ class Shard:
         self.seen: list[int] = []
         self.asked = 0
         if answering:
-            table = ExpertTable(self.pool, self.experts, "int8", self.counters.rows_LE, self._observe)
+            table = ExpertTable(self.pool, self.experts, "int8", self.counters.tally, self._observe)
             assert self.endpoint.answer_with(table)
 
     def _observe(self, rows: int, compute_s: float) -> None:
@@ -93,7 +94,9 @@ def test_the_same_bits_and_counts(tmp_path: Path, row_dtype: torch.dtype, monkey
                 assert same_bits(*results)
     assert (one.asked, other.asked) == (3, 18), "only 600 rows are too many for an answer without Python"
     assert one.seen == [rows for rows in sizes if rows < 600 for _ in spec.moe_layers]
-    assert np.array_equal(one.counters.rows_LE, other.counters.rows_LE)
+    for name in ("rows_LE", "active_L", "batches_L", "sizes_B"):
+        assert np.array_equal(getattr(one.counters.tally, name), getattr(other.counters.tally, name)), name
+    assert not one.counters.tally.scratch_E.any()
     stats, expected = one.endpoint.stats, other.endpoint.stats
     assert (stats.sent_bytes, stats.received_bytes) == (expected.sent_bytes, expected.received_bytes)
     assert (stats.num_dispatches, stats.num_rows) == (expected.num_dispatches, expected.num_rows)
@@ -132,7 +135,7 @@ def test_without_the_library_nothing_is_answered(tmp_path: Path, monkeypatch: py
     use_engine("native", monkeypatch)
     spec = make_spec(num_shards=1, num_experts=12, hidden_size=HIDDEN)
     pool = Pool(1)
-    table = ExpertTable(pool, make_experts(spec, pool), "int8", np.zeros((3, 12), np.int64), lambda *_: None)
+    table = ExpertTable(pool, make_experts(spec, pool), "int8", Tally(3, 12), lambda *_: None)
     use_engine("python", monkeypatch)
     with closing(LinkEndpoint(spec, 0, f"unix:{tmp_path}/0.sock")) as endpoint:
         assert not endpoint.answer_with(table)

@@ -7,7 +7,7 @@ import pytest
 
 from moonshard_cluster.client import Client
 from moonshard_cluster.local.supervisor import LocalCluster
-from tests.integration.cells import EXACT, CommandLineCell, running_cell
+from tests.integration.cells import EXACT, OPEN, CommandLineCell, running_cell
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def shared_cell(
     """The default shape: one attention worker, eight shards, links."""
     limits = {"max_num_seqs": 16, "num_blocks": 256, "prefill_chunk": 64}
     logs = tmp_path_factory.mktemp("logs")
-    with running_cell(tiny_checkpoint, logs, **EXACT, model_name="tiny", attention=limits) as cell:
+    with running_cell(tiny_checkpoint, logs, **EXACT, model_name="tiny", attention=limits, metrics=OPEN) as cell:
         yield cell
 
 

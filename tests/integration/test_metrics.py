@@ -50,12 +50,21 @@ def expert_tokens(client: Client) -> dict[tuple[int, int], float]:
     return found
 
 
+def settled_tokens(client: Client, total: float, limit_s: float = 10.0) -> dict[tuple[int, int], float]:
+    """Once the shards have told of `total`: they tell a moment after they have served, and offer no event."""
+    deadline = time.monotonic() + limit_s
+    while sum((found := expert_tokens(client)).values()) != total:
+        assert time.monotonic() < deadline, f"{sum(found.values())} of {total} are told"
+        time.sleep(0.1)
+    return found
+
+
 def test_every_expert_of_every_layer_is_exported_once_and_counts_its_tokens(client: Client) -> None:
     before = expert_tokens(client)
     assert sorted(before) == [(layer, expert) for layer in MOE_LAYERS for expert in range(384)]
     greedy(client, list(range(40, 40 + PROMPT_TOKENS)), NEW_TOKENS)
-    after = expert_tokens(client)
     rows = PROMPT_TOKENS + NEW_TOKENS - 1  # the last token is never run
+    after = settled_tokens(client, sum(before.values()) + rows * TOP_K * len(MOE_LAYERS))
     for layer in MOE_LAYERS:
         grown = [after[layer, expert] - before[layer, expert] for expert in range(384)]
         assert sum(grown) == rows * TOP_K
@@ -137,7 +146,8 @@ def await_query(address: str, expression: str, wanted: float, limit_s: float = 3
 def test_a_real_prometheus_sees_the_cell(client: Client, prometheus: str) -> None:
     await_query(prometheus, "count(up == 1)", 10)
     await_query(prometheus, "count(moonshard_expert_tokens_total)", 384 * len(MOE_LAYERS))
+    total = sum(expert_tokens(client).values())
     greedy(client, list(range(60, 80)), 5)
-    totals = expert_tokens(client)
-    await_query(prometheus, "sum(moonshard_expert_tokens_total)", sum(totals.values()))
+    settled_tokens(client, total + 24 * TOP_K * len(MOE_LAYERS))
+    await_query(prometheus, "sum(moonshard_expert_tokens_total)", total + 24 * TOP_K * len(MOE_LAYERS))
     await_query(prometheus, "count(count by (ep_rank) (moonshard_expert_rank_tokens_total))", 8)

@@ -1,11 +1,13 @@
 """The attention role's part of the model, on native kernels where they are built, else on torch's operators."""
 
 import logging
+import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moonshard.attention.link_metrics import PhaseTimes
 from moonshard.kernels.attention import Activations
 from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.decoder import Decoder
@@ -21,18 +23,28 @@ _ACTIVATIONS: dict[torch.dtype, Activations] = {torch.float32: "float32", torch.
 
 
 class LateDispatcher:
-    """Stands in the model for the dispatcher, which can connect only when every shard has loaded as well."""
+    """Stands in the model for the dispatcher, which can connect only when every shard has loaded as well.
+
+    times: of its calls.
+    """
 
     def __init__(self) -> None:
         self.target: Dispatcher | None = None
+        self.times = PhaseTimes()
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Any:
         assert self.target is not None, "the model runs after it has met the shards"
-        return self.target.dispatch(layer, x_TD, topk_ids_TK, topk_weights_TK)
+        started = time.perf_counter()
+        handle = self.target.dispatch(layer, x_TD, topk_ids_TK, topk_weights_TK)
+        self.times.dispatch.observe(time.perf_counter() - started)
+        return handle
 
     def combine(self, handle: Any) -> Tensor:
         assert self.target is not None, "a handle comes from a dispatch"
-        return self.target.combine(handle)
+        started = time.perf_counter()
+        y_TD = self.target.combine(handle)
+        self.times.combine.observe(time.perf_counter() - started)
+        return y_TD
 
 
 def load_decoder(worker: Worker, routed: LateDispatcher) -> Decoder | NativeDecoder:

@@ -1,6 +1,6 @@
 """What an attention worker exports."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily as Counter
@@ -8,7 +8,6 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 
 from moonshard.attention.engine import Engine
 from moonshard.metrics import Family, Kind, ScrapeCollector
-from moonshard.transport.contract import TransportStats
 
 STEP_TOKENS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 STEP_SECONDS_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -17,9 +16,7 @@ STEP_SECONDS_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.
 class AttentionMetrics:
     """Families of one attention worker; all but the histograms are read from the engine at scrape time."""
 
-    def __init__(
-        self, registry: CollectorRegistry, model_name: str, rank: int, engine: Engine, stats: TransportStats
-    ) -> None:
+    def __init__(self, registry: CollectorRegistry, model_name: str, rank: int, engine: Engine) -> None:
         labels = ["model_name", "dp_rank"]
         tokens = Histogram(
             "moonshard_step_tokens", "Tokens per iteration", labels, buckets=STEP_TOKENS_BUCKETS, registry=registry
@@ -30,7 +27,6 @@ class AttentionMetrics:
         self.step_tokens = tokens.labels(model_name, str(rank))
         self.step_seconds = seconds.labels(model_name, str(rank))
         registry.register(ScrapeCollector(_engine_families([model_name, str(rank)], engine)))
-        registry.register(ScrapeCollector(_transport_families([model_name, str(rank)], stats)))
 
 
 def _engine_families(own: list[str], engine: Engine) -> list[Family]:
@@ -87,36 +83,5 @@ def _engine_families(own: list[str], engine: Engine) -> list[Family]:
             Gauge,
             [*labels, "block_size", "num_gpu_blocks"],
             lambda: [([*own, str(limits.block_size), str(limits.num_blocks)], 1.0)],
-        ),
-    ]
-
-
-def _transport_families(own: list[str], stats: TransportStats) -> list[Family]:
-    labels = ["model_name", "dp_rank", "ep_rank"]
-
-    def per_shard(values: list[float] | list[int]) -> Iterator[tuple[list[str], float]]:
-        return (([*own, str(shard)], float(value)) for shard, value in enumerate(values))
-
-    return [
-        Family(
-            "moonshard_dispatch_bytes",
-            "Sent to each shard",
-            Counter,
-            labels,
-            lambda: per_shard(stats.sent_bytes),
-        ),
-        Family(
-            "moonshard_combine_bytes",
-            "Got from each shard",
-            Counter,
-            labels,
-            lambda: per_shard(stats.received_bytes),
-        ),
-        Family(
-            "moonshard_combine_wait_seconds",
-            "Time spent waiting for each shard's answer after the shared expert was done",
-            Counter,
-            labels,
-            lambda: per_shard(stats.wait_s),
         ),
     ]

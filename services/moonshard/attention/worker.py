@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from moonshard.attention.engine import Engine, Output
 from moonshard.attention.kv_cache import LatentCache
+from moonshard.attention.link_metrics import register_link_metrics
 from moonshard.attention.loading import LateDispatcher, load_decoder
 from moonshard.attention.metrics import AttentionMetrics
 from moonshard.attention.report import Report
@@ -38,7 +39,8 @@ def serve(worker: Worker) -> None:
         engine = Engine(Scheduler(worker.config.attention), Runner(decoder, _cache(worker), worker.device))
         worker.inbox.wakes.append(dispatcher.wake)
         worker.lifetime.on_stop.append(dispatcher.wake)
-        metrics = AttentionMetrics(worker.registry, worker.model_name, worker.rank, engine, dispatcher.stats)
+        metrics = AttentionMetrics(worker.registry, worker.model_name, worker.rank, engine)
+        register_link_metrics(worker.registry, worker.model_name, worker.rank, dispatcher.stats, routed.times)
         _say_ready(worker)
         _loop(worker, engine, grammars, dispatcher, metrics)
     finally:

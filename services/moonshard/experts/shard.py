@@ -47,4 +47,4 @@ class Shard:
 
         one = next(iter(stacks.values()))
         layers = {layer: stack.kernels for layer, stack in stacks.items()}
-        return ExpertTable(one.pool, layers, one.precision, self.counters.rows_LE, count)
+        return ExpertTable(one.pool, layers, one.precision, self.counters.tally, count)

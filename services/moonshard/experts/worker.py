@@ -9,8 +9,10 @@ import torch
 
 from moonshard.config import CellConfig
 from moonshard.errors import ConfigError
+from moonshard.experts.counters import LoadCounters
 from moonshard.experts.metrics import ExpertMetrics
 from moonshard.experts.shard import Shard, Stack
+from moonshard.experts.windows import LoadWindow, LoadWindows, WindowRule
 from moonshard.kernels import Precision
 from moonshard.model import native_experts
 from moonshard.model.checkpoint import Checkpoint
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # How long `receive` waits before the loop looks at whether it should stop.
 POLL_S = 0.5
+# How often the shard looks whether a window of counts may leave, at most.
+LOAD_S_MIN = 0.25
 WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -37,7 +41,16 @@ def serve(worker: Worker) -> None:
     shard = _load(worker, experts)
     endpoint = _open(worker)
     try:
-        metrics = ExpertMetrics(worker.registry, worker.model_name, worker.rank, shard.counters, endpoint.stats)
+        windows = _tell_load(worker, shard)
+        metrics = ExpertMetrics(
+            worker.registry,
+            worker.config.metrics,
+            worker.model_name,
+            worker.rank,
+            shard.counters,
+            windows,
+            endpoint.stats,
+        )
         _loop(worker, shard, endpoint, metrics)
     finally:
         endpoint.close()
@@ -90,6 +103,24 @@ def listen_address(config: CellConfig, shard: int, advertise_host: str) -> str:
     if config.network.bind_host in WILDCARDS and not advertise_host:
         raise ConfigError("network.bind_host", f"{config.network.bind_host} needs --advertise HOST, got none")
     return tcp_address(config.network.bind_host, config.network.link_port)
+
+
+def _tell_load(worker: Worker, shard: Shard) -> LoadWindows:
+    """Windows of the shard's counts go to the router from now on."""
+    limits = worker.config.metrics
+    rule = WindowRule(limits.load_window_s, limits.load_window_rows)
+    windows = LoadWindows(shard.counters, rule, time.monotonic())
+    every_s = max(LOAD_S_MIN, limits.load_window_s / 4)
+    worker.link.start_sending("load", lambda: load_message(shard.counters, windows.take(time.monotonic())), every_s)
+    return windows
+
+
+def load_message(counters: LoadCounters, window: LoadWindow | None) -> pb.WorkerMessage | None:
+    if window is None:
+        return None
+    rows = window.rows_LE.reshape(-1).tolist()
+    load = pb.ExpertLoad(span_s=window.span_s, layers=counters.moe_layers, experts=counters.experts, rows=rows)
+    return pb.WorkerMessage(expert_load=load)
 
 
 def _say_ready(worker: Worker, address: str) -> None:

@@ -16,8 +16,11 @@ from moonshard.router.cell import Cell
 from moonshard.router.connections import Connections
 from moonshard.router.engine import Engine
 from moonshard.router.frontdoor import FrontDoor
+from moonshard.router.load import LoadBook
+from moonshard.router.load_metrics import register_load_metrics
 from moonshard.router.membership import Membership
 from moonshard.router.metrics import RouterMetrics
+from moonshard.router.operator_key import OperatorKey
 from moonshard.router.requests import Limits
 from moonshard.router.run_file import reachable, write_run_file
 from moonshard.router.served_model import ServedModel
@@ -46,9 +49,13 @@ class Router:
         metrics = RouterMetrics(registry, model.name)
         self._connections = Connections()
         self.engine = Engine(config.router.max_queue, self._connections, metrics, time.monotonic)
-        self.cell = Cell(membership, self._connections, self.engine, time.monotonic)
+        load = LoadBook(model.num_experts, config.metrics.load_history_s)
+        self.cell = Cell(membership, self._connections, self.engine, load, time.monotonic)
+        register_load_metrics(registry, model.name, load, lambda: self.cell.membership, time.monotonic)
         self._server = RpcServer((INFERENCE, WORKERS, CLUSTER), config.router.max_message_mb)
-        self._cluster = cluster_service.ClusterService(config, model.name, self.cell, self.engine)
+        self._cluster = cluster_service.ClusterService(
+            config, model.name, self.cell, self.engine, OperatorKey.read(config.router), time.monotonic
+        )
         self.door = FrontDoor(
             model, self.engine, partial(cell_limits, config, model, self.cell), metrics, time.monotonic
         )

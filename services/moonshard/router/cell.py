@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 
 from moonshard.router.connections import Connection, Connections
 from moonshard.router.engine import Engine
+from moonshard.router.load import LoadBook
+from moonshard.router.load_wire import window_from_load
 from moonshard.router.membership import Membership, Outgoing, Role, Worker, WorkerId
 from moonshard.router.rates import RateWindow
 from moonshard.router.wire import (
@@ -36,9 +38,15 @@ class Cell:
     """changed: set whenever readiness may have changed; its waiter clears it. is_draining: see `drain`."""
 
     def __init__(
-        self, membership: Membership, connections: Connections, engine: Engine, clock: Callable[[], float]
+        self,
+        membership: Membership,
+        connections: Connections,
+        engine: Engine,
+        load: LoadBook,
+        clock: Callable[[], float],
     ) -> None:
         self.membership = membership
+        self.load = load
         self.changed = asyncio.Event()
         self._connections = connections
         self._engine = engine
@@ -68,6 +76,8 @@ class Cell:
             self._engine.update(worker_id.rank, [update_from_output(output) for output in message.outputs.outputs])
         elif kind == "heartbeat":
             self._heartbeat(worker_id, message.heartbeat)
+        elif kind == "expert_load":
+            self.load.add(worker_id.rank, window_from_load(message.expert_load), self._clock())
         elif kind == "ready":
             self._ready(worker_id, message.ready)
         elif kind == "kv_events":

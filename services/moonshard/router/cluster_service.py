@@ -2,13 +2,18 @@
 
 import os
 import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 
 from moonshard.config import CellConfig
+from moonshard.errors import RequestError
 from moonshard.router.cell import Cell
 from moonshard.router.engine import Engine
+from moonshard.router.load_wire import load_response
+from moonshard.router.operator_key import OperatorKey
 from moonshard.v1 import control_pb2 as pb
 from moonshard.v1.control_pb2_grpc import ClusterServicer
 
@@ -18,12 +23,22 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Cluster"].full_name
 class ClusterService(ClusterServicer):
     """metrics_address: the router's own, set once it is known."""
 
-    def __init__(self, config: CellConfig, model_name: str, cell: Cell, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: CellConfig,
+        model_name: str,
+        cell: Cell,
+        engine: Engine,
+        operator: OperatorKey,
+        clock: Callable[[], float],
+    ) -> None:
         self.metrics_address = ""
         self._config = config
         self._model_name = model_name
         self._cell = cell
         self._engine = engine
+        self._operator = operator
+        self._clock = clock
         self._process = psutil.Process()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
@@ -47,6 +62,15 @@ class ClusterService(ClusterServicer):
             num_attention=self._config.num_attention,
             transport=self._config.transport,
         )
+
+    async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
+        self._operator.check(context.invocation_metadata())
+        book = self._cell.load
+        # Written so that NaN is refused too.
+        if not 0 <= request.window_s <= book.history_s:
+            raise RequestError("window_s", f"must be in 0..{book.history_s:g}, got {request.window_s:g}")
+        matrix = book.matrix(request.window_s, self._clock())
+        return load_response(matrix, model_name=self._model_name, history_s=book.history_s, taken_at_s=time.time())
 
     def _own_status(self) -> pb.WorkerStatus:
         return pb.WorkerStatus(

@@ -23,6 +23,7 @@ from moonshard.errors import (
     MoonshardError,
     Overloaded,
     RequestError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -38,6 +39,7 @@ CODES: tuple[tuple[type[MoonshardError], grpc.StatusCode], ...] = (
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (Aborted, grpc.StatusCode.ABORTED),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
 )

@@ -113,7 +113,11 @@ class RouterLink:
 
     def start_heartbeats(self, contents: Callable[[], pb.Heartbeat], every_s: float) -> None:
         """Send `contents()` every every_s seconds, called in a thread of the link's own."""
-        self._start("router-heartbeat", lambda: self._beat(contents, every_s))
+        self.start_sending("router-heartbeat", lambda: pb.WorkerMessage(heartbeat=contents()), every_s)
+
+    def start_sending(self, name: str, make: Callable[[], pb.WorkerMessage | None], every_s: float) -> None:
+        """Send what `make` makes, if anything, every every_s seconds; it is called in a thread called `name`."""
+        self._start(name, lambda: self._repeat(make, every_s))
 
     def close(self) -> None:
         """Send what is queued, half-close and end the threads. Safe to call twice."""
@@ -137,9 +141,10 @@ class RouterLink:
         self._threads.append(thread)
         thread.start()
 
-    def _beat(self, contents: Callable[[], pb.Heartbeat], every_s: float) -> None:
+    def _repeat(self, make: Callable[[], pb.WorkerMessage | None], every_s: float) -> None:
         while not (self._closing.is_set() or self.lost.is_set()):
-            self.send(pb.WorkerMessage(heartbeat=contents()))
+            if (message := make()) is not None:
+                self.send(message)
             self._closing.wait(every_s)
 
     def _read(self) -> None:

@@ -72,6 +72,7 @@ class WorkerMessage(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
     KV_EVENTS_FIELD_NUMBER: _builtins.int
+    EXPERT_LOAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___Join:
         """first message of a stream, once"""
@@ -90,6 +91,8 @@ class WorkerMessage(_message.Message):
 
     @_builtins.property
     def kv_events(self) -> Global___KvEvents: ...
+    @_builtins.property
+    def expert_load(self) -> Global___ExpertLoad: ...
     def __init__(
         self,
         *,
@@ -99,16 +102,56 @@ class WorkerMessage(_message.Message):
         outputs: Global___SequenceOutputs | None = ...,
         leave: Global___Leave | None = ...,
         kv_events: Global___KvEvents | None = ...,
+        expert_load: Global___ExpertLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___WorkerMessage: _TypeAlias = WorkerMessage  # noqa: Y015
+
+@_typing.final
+class ExpertLoad(_message.Message):
+    """What an expert worker served since its last window. Sent when a window is long and full enough (configuration
+    `metrics`), never for less.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPAN_S_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    span_s: _builtins.float
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """logical numbers of the shard's experts"""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """[layers, experts], layer by layer"""
+
+    def __init__(
+        self,
+        *,
+        span_s: _builtins.float = ...,
+        layers: _abc.Iterable[_builtins.int] | None = ...,
+        experts: _abc.Iterable[_builtins.int] | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "layers", b"layers", "rows", b"rows", "span_s", b"span_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpertLoad: _TypeAlias = ExpertLoad  # noqa: Y015
 
 @_typing.final
 class Leave(_message.Message):
@@ -717,9 +760,108 @@ class Shutdown(_message.Message):
 Global___Shutdown: _TypeAlias = Shutdown  # noqa: Y015
 
 @_typing.final
-class GetStatusRequest(_message.Message):
+class GetLoadRequest(_message.Message):
     """---- operators"""
 
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_S_FIELD_NUMBER: _builtins.int
+    window_s: _builtins.float
+    """the windows that ended within the last so many seconds; 0: all since the router's start"""
+    def __init__(
+        self,
+        *,
+        window_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["window_s", b"window_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLoadRequest: _TypeAlias = GetLoadRequest  # noqa: Y015
+
+@_typing.final
+class GetLoadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    SPAN_S_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    NUM_EXPERTS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    HISTORY_S_FIELD_NUMBER: _builtins.int
+    TAKEN_AT_S_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    span_s: _builtins.float
+    """of which the counts tell: from the start of the first window to the end of the last"""
+    num_experts: _builtins.int
+    history_s: _builtins.float
+    """the longest window_s that can be answered"""
+    taken_at_s: _builtins.float
+    """Unix time"""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """[layers, num_experts], layer by layer: (row, expert) pairs served"""
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardLoad]: ...
+    def __init__(
+        self,
+        *,
+        model_name: _builtins.str = ...,
+        span_s: _builtins.float = ...,
+        layers: _abc.Iterable[_builtins.int] | None = ...,
+        num_experts: _builtins.int = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        shards: _abc.Iterable[Global___ShardLoad] | None = ...,
+        history_s: _builtins.float = ...,
+        taken_at_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history_s", b"history_s", "layers", b"layers", "model_name", b"model_name", "num_experts", b"num_experts", "rows", b"rows", "shards", b"shards", "span_s", b"span_s", "taken_at_s", b"taken_at_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLoadResponse: _TypeAlias = GetLoadResponse  # noqa: Y015
+
+@_typing.final
+class ShardLoad(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """[layers]"""
+
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """logical experts it holds"""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        experts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "rank", b"rank", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardLoad: _TypeAlias = ShardLoad  # noqa: Y015
+
+@_typing.final
+class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(

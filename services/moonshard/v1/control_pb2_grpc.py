@@ -115,6 +115,11 @@ class ClusterStub:
                 request_serializer=moonshard_dot_v1_dot_control__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=moonshard_dot_v1_dot_control__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetLoad = channel.unary_unary(
+                '/moonshard.v1.Cluster/GetLoad',
+                request_serializer=moonshard_dot_v1_dot_control__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=moonshard_dot_v1_dot_control__pb2.GetLoadResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -127,6 +132,13 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLoad(self, request, context):
+        """What every expert of every layer has served. Needs the operator's key: fine counts can give prompts away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +146,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=moonshard_dot_v1_dot_control__pb2.GetStatusRequest.FromString,
                     response_serializer=moonshard_dot_v1_dot_control__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=moonshard_dot_v1_dot_control__pb2.GetLoadRequest.FromString,
+                    response_serializer=moonshard_dot_v1_dot_control__pb2.GetLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -164,6 +181,33 @@ class Cluster:
             '/moonshard.v1.Cluster/GetStatus',
             moonshard_dot_v1_dot_control__pb2.GetStatusRequest.SerializeToString,
             moonshard_dot_v1_dot_control__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moonshard.v1.Cluster/GetLoad',
+            moonshard_dot_v1_dot_control__pb2.GetLoadRequest.SerializeToString,
+            moonshard_dot_v1_dot_control__pb2.GetLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

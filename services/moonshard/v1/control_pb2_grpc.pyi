@@ -64,6 +64,8 @@ class ClusterStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClusterAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetStatusRequest, _control_pb2.GetStatusResponse]
+    GetLoad: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetLoadRequest, _control_pb2.GetLoadResponse]
+    """What every expert of every layer has served. Needs the operator's key: fine counts can give prompts away."""
 
 @_typing.type_check_only
 class ClusterAsyncStub(ClusterStub):
@@ -71,6 +73,8 @@ class ClusterAsyncStub(ClusterStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_control_pb2.GetStatusRequest, _control_pb2.GetStatusResponse]  # type: ignore[assignment]
+    GetLoad: _aio.UnaryUnaryMultiCallable[_control_pb2.GetLoadRequest, _control_pb2.GetLoadResponse]  # type: ignore[assignment]
+    """What every expert of every layer has served. Needs the operator's key: fine counts can give prompts away."""
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router, for operators and for the launcher."""
@@ -81,5 +85,13 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.GetStatusResponse, _abc.Awaitable[_control_pb2.GetStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetLoad(
+        self,
+        request: _control_pb2.GetLoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GetLoadResponse, _abc.Awaitable[_control_pb2.GetLoadResponse]]:
+        """What every expert of every layer has served. Needs the operator's key: fine counts can give prompts away."""
 
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

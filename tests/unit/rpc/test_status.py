@@ -24,6 +24,7 @@ LIMIT_S = 10.0
         (errors.RequestError("top_p", "is odd"), grpc.StatusCode.INVALID_ARGUMENT, "top_p: is odd"),
         (errors.DuplicateRequest("request_id", "in use"), grpc.StatusCode.ALREADY_EXISTS, "request_id: in use"),
         (errors.Unavailable("draining"), grpc.StatusCode.UNAVAILABLE, "draining"),
+        (errors.Unauthenticated("no key"), grpc.StatusCode.UNAUTHENTICATED, "no key"),
         (errors.ConfigError("rank", "taken"), grpc.StatusCode.FAILED_PRECONDITION, "rank: taken"),
         (errors.PeerLost("gone"), grpc.StatusCode.INTERNAL, "internal error (PeerLost); see the server's log"),
         (KeyError("secret"), grpc.StatusCode.INTERNAL, "internal error (KeyError); see the server's log"),

@@ -9,6 +9,26 @@ namespace moonshard {
 
 namespace {
 
+// One batch; its twin is Tally.add.
+void count(const LinkShape& shape, const AnswerPlan& plan, int64_t layer, const int32_t* ids, int64_t num_ids) {
+    const int64_t experts = shape.experts_per_shard, first = shape.reply.source * experts;
+    int64_t active = 0, *counts = plan.counts + layer * experts;
+    for (int64_t i = 0; i < num_ids; i++)
+        if (ids[i] >= 0) plan.scratch[ids[i] - first]++;
+    for (int64_t e = 0; e < experts; e++) {
+        const int64_t rows = plan.scratch[e];
+        if (rows == 0) continue;
+        int64_t size = 0;
+        while (size < plan.num_sizes - 1 && (int64_t{1} << size) < rows) size++;
+        plan.sizes[size]++;
+        plan.scratch[e] = 0;
+        counts[e] += rows;
+        active++;
+    }
+    plan.active[layer] += active;
+    plan.batches[layer]++;
+}
+
 // False when memory ran out: Python's path will say so.
 bool compute(const LinkShape& shape, const AnswerPlan& plan, const Link& link, int64_t layer) {
     const int64_t r = link.num_rows, k = shape.dispatch.top_k, width = shape.dispatch.hidden_size;
@@ -24,9 +44,7 @@ bool compute(const LinkShape& shape, const AnswerPlan& plan, const Link& link, i
     } catch (const std::bad_alloc&) {
         return false;
     }
-    int64_t* counts = plan.counts + layer * shape.experts_per_shard;
-    for (int64_t i = 0; i < r * k; i++)
-        if (const int32_t id = reinterpret_cast<const int32_t*>(ids)[i]; id >= 0) counts[id - first]++;
+    count(shape, plan, layer, reinterpret_cast<const int32_t*>(ids), r * k);
     return true;
 }
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from moonshard.kernels import Int4Experts, Pool, Precision
 from moonshard.kernels.experts import PRECISIONS
 from moonshard.kernels.library import TYPES
 from moonshard.kernels.links import AnswerPlan, LinkRecord
+from moonshard.kernels.tally import Tally
 from moonshard.transport import wire
 from moonshard.transport.contract import WireSpec
 
@@ -26,14 +26,13 @@ _LOG_SIZE = 64
 class ExpertTable:
     """A shard's experts by MoE layer, all on native kernels.
 
-    rows_LE: int64, counted up for each row that an expert serves. observe: called with (rows, seconds of computing)
-    for each batch, a little later.
+    tally: counted up for every batch. observe: called with (rows, seconds of computing) for each batch, a little later.
     """
 
     pool: Pool
     layers: Mapping[int, Int4Experts]
     precision: Precision
-    rows_LE: NDArray[np.int64]
+    tally: Tally
     observe: Callable[[int, float], None]
 
 
@@ -47,8 +46,8 @@ class Answers:
             (it.first_expert, it.num_experts, it.width) == (experts.start, len(experts), spec.hidden_size)
             for it in layers
         ), "these are not the shard's experts"
-        assert table.rows_LE.shape == (len(layers), len(experts))
-        assert table.rows_LE.flags.c_contiguous
+        tally = table.tally
+        assert tally.rows_LE.shape == (len(layers), len(experts))
         rows_max = max(1, _REPLY_BYTES_MAX // wire.reply_bytes(spec, 1))
         self._spec, self._shard, self._table = spec, shard, table
         self._panels = np.array([it.address for it in layers], np.uint64)
@@ -61,7 +60,12 @@ class Answers:
             hidden=layers[0].hidden,
             precision=PRECISIONS[table.precision],
             x_type=TYPES[spec.row_dtype],
-            counts=table.rows_LE.ctypes.data,
+            counts=tally.rows_LE.ctypes.data,
+            active=tally.active_L.ctypes.data,
+            batches=tally.batches_L.ctypes.data,
+            sizes=tally.sizes_B.ctypes.data,
+            num_sizes=len(tally.sizes_B),
+            scratch=tally.scratch_E.ctypes.data,
             rows_max=rows_max,
             y=self._y_RD.data_ptr(),
             rounded=self._rounded.ctypes.data,
