@@ -1,4 +1,4 @@
-"""The attention side of the direct links. Not thread-safe, `wake` excepted.
+"""The attention side of the direct links. Not thread-safe, `wake`, `update_members` and `give_up` excepted.
 
 Shapes: T rows of a step, R rows that go to one shard, D hidden size, K experts per token.
 """
@@ -10,59 +10,88 @@ import threading
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from moonshard.errors import PeerLost, ProtocolMismatch, TransportError, TransportTimeout
 from moonshard.kernels import links as kernel_links
-from moonshard.kernels.links import NOT_TAKEN, LinkRecord, State, Status
+from moonshard.kernels.links import NOT_TAKEN, State, Status
 from moonshard.transport import wire
 from moonshard.transport.contract import TransportStats, WireSpec, sum_in_shard_order
-from moonshard.transport.links import address, handshake
+from moonshard.transport.links import handshake
 from moonshard.transport.links.courier import Courier
+from moonshard.transport.links.dialer import Dialer, Target, open_link
 from moonshard.transport.links.handle import LinkHandle, ShardLink
-from moonshard.transport.links.routing import ShardRows, split_by_shard
+from moonshard.transport.links.news import News
+from moonshard.transport.links.patience import Patience, WaitWindow
+from moonshard.transport.links.recovery import Recovery
+from moonshard.transport.links.sender import RowSender
 from moonshard.transport.links.stats import LinkStats
-from moonshard.transport.links.stream import Message, Stream
+from moonshard.transport.links.stream import Message
+from moonshard.transport.links.table import LinkTable
 from moonshard.transport.wire import Kind
+
+# A native wait cannot be told that a worker should stop, or that a shard is back: Python takes over after this long.
+_NATIVE_WAIT_S = 1.0
+_LOOK_AROUND_STEPS = 16  # how often spares are looked after while all goes well
 
 
 class LinkDispatcher:
-    """One link per shard. Rows go only to shards that hold one of their experts."""
+    """One link per shard, and spares where shards have replicas. Rows go only to shards that hold one of their experts.
 
-    def __init__(self, spec: WireSpec, source: int, addresses: Sequence[str], timeout_s: float = 30.0) -> None:
-        """Connect to every shard. `addresses` in shard order. Raises PeerLost, ProtocolMismatch, TransportTimeout."""
+    With a patience that recovers, rows of a lost or slow shard are sent again: to a replica, or to the shard once it is
+    back. A shard's sums are taken once, whoever computed them, so that the result has the same bits.
+    recovery: what became of it, in numbers, and whom to tell.
+    """
+
+    def __init__(
+        self,
+        spec: WireSpec,
+        source: int,
+        addresses: Sequence[str],
+        timeout_s: float = 30.0,
+        patience: Patience | None = None,
+    ) -> None:
+        """Connect to one copy of every shard. `addresses` in shard order; `update_members` tells of further copies.
+
+        timeout_s: for the handshakes, and the patience that does not recover when none is given.
+        Raises PeerLost, ProtocolMismatch, TransportTimeout.
+        """
         assert len(addresses) == spec.num_shards, f"{len(addresses)} addresses for {spec.num_shards} shards"
         self.spec = spec
         self.source = source
-        self._records: list[LinkRecord] = []
-        self.stats: TransportStats = LinkStats(self._records)
+        self.recovery = Recovery()
+        self._sender = RowSender(spec, source)
+        self._patience = patience or Patience(reply_s=timeout_s)
+        self._waits = WaitWindow(self._patience)
+        self._table = LinkTable()
+        self.stats: TransportStats = LinkStats(self._table.records)
         self._timeout_s = timeout_s
         self._step = -1
         self._woken = threading.Event()
-        self._poll = select.poll()
-        self._links: list[ShardLink] = []
-        self._by_fd: dict[int, ShardLink] = {}
+        self._news = News()
+        self._table.poll.register(self._news, select.POLLIN)
+        self._dialer = Dialer(spec, source, timeout_s, self._delivered)
+        self._targets = {(shard, 0): Target(shard, 0, address) for shard, address in enumerate(addresses)}
         self._wait_started: float | None = None
         self._courier: Courier | None = None
+        self._courier_version = -1
         self._carried: LinkHandle | None = None
-        self._calm = True
+        self._calm = False
         try:
-            self._connect(addresses)
-            if library := kernel_links.native_links():
-                self._courier = Courier(library, spec, source, [link.stream for link in self._links])
+            self._connect()
         except BaseException:
             self.close()
             raise
 
     def begin_step(self, num_rows: int) -> None:
         self._step += 1
+        if self._news.waiting or (self._table.has_spares and self._step % _LOOK_AROUND_STEPS == 0):
+            self._look_around()
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> LinkHandle:
         handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK)
-        if not (self._courier and self._is_calm() and self._carry(self._courier, handle)):
+        if not (self._is_calm() and self._courier and self._carry(self._courier, handle)):
             self._take_over()
             self._calm = False
             self._dispatch(handle)
@@ -74,40 +103,97 @@ class LinkDispatcher:
         started = time.monotonic()
         if self._courier and handle is self._carried:
             y_TD = torch.empty(handle.x_TD.shape[0], self.spec.hidden_size)
-            status = self._courier.combine(y_TD, self._timeout_s)
+            limit_s = self._native_limit_s()
+            status = self._courier.combine(y_TD, limit_s)
             while status == Status.INTERRUPTED:
-                status = self._courier.combine(y_TD, started + self._timeout_s - time.monotonic())
-            if status == Status.DONE:
+                status = self._courier.combine(y_TD, started + limit_s - time.monotonic())
+            if status == Status.DONE and self._is_sound(handle, y_TD):
                 self._carried = None
+                self._waits.add(time.monotonic() - started)
                 return y_TD if handle.x_TD.is_cpu else y_TD.to(handle.x_TD.device)
+            if status == Status.DONE:
+                return self._ask_all_again(handle, started)
         self._take_over()
         return self._combine(handle, started)
 
     def idle(self, timeout_s: float) -> None:
         self._woken.wait(timeout_s)
         self._woken.clear()
+        if self._patience.recovers:
+            self._look_around()  # a link that broke in quiet times is opened anew before it is needed
 
     def wake(self) -> None:
         self._woken.set()
 
+    def update_members(self, epoch: int, targets: Sequence[Target]) -> None:
+        """The copies of the shards that the router has committed; from any thread. An older epoch changes nothing.
+
+        Links to copies that are not among them end.
+        """
+        self._news.tell_members(epoch, targets)
+        self._woken.set()
+
+    def give_up(self, reason: str) -> None:
+        """End the waits for shards: `combine` raises PeerLost. From any thread."""
+        self._news.tell_end(reason)
+        self._woken.set()
+
     def close(self) -> None:
         self._courier = None
-        for link in self._links:
+        self._dialer.close()
+        for link in self._table:
             link.stream.close()
+        self._news.close()
         self._woken.set()
+
+    def _look_around(self) -> None:
+        """What has come of itself. Replies that a native call waits for are not to be read here."""
+        if self._carried is None:
+            self._pump(0.0)
 
     def _is_calm(self) -> bool:
         """Whether nothing is on its way and no link is lost: the native calls' case."""
         if not self._calm:
             self._calm = not any(
-                link.error or link.pending or link.stream.unsent or link.stream.record.filled for link in self._links
+                link.error or link.pending or link.stream.unsent or link.stream.record.filled
+                for link in self._table.current
             )
+            if self._calm and self._courier_version != self._table.version:
+                self._hire()
         return self._calm and self._carried is None
+
+    def _hire(self) -> None:
+        """A courier for the links that are in use now."""
+        self._courier_version = self._table.version
+        self._courier = None
+        if library := kernel_links.native_links():
+            streams = [link.stream for link in self._table.current]
+            self._courier = Courier(library, self.spec, self.source, streams)
+
+    def _native_limit_s(self) -> float:
+        if not self._patience.recovers:
+            return self._patience.reply_s
+        return min(_NATIVE_WAIT_S, self._patience.reply_s, self._slow_after_s())
+
+    def _slow_after_s(self) -> float:
+        return self._waits.hedge_s if self._table.has_spares else self._patience.reply_s
+
+    def _is_sound(self, handle: LinkHandle, y_TD: Tensor) -> bool:
+        """Whether sums of finite rows are finite. One number tells in most cases: NaN and infinity survive a sum."""
+        if not self._patience.recovers or self.recovery.trusts_everyone or math.isfinite(y_TD.sum().item()):
+            return True
+        return bool(y_TD.isfinite().all()) or not handle.x_TD.isfinite().all()
+
+    def _ask_all_again(self, handle: LinkHandle, started: float) -> Tensor:
+        """The native call added the sums, so whose they were must be found out."""
+        self._carried, self._calm = None, False
+        self._dispatch(handle)
+        return self._combine(handle, started)
 
     def _carry(self, courier: Courier, handle: LinkHandle) -> bool:
         """Dispatch natively. False when nothing was sent."""
         rows = (handle.x_TD, handle.topk_ids_TK, handle.topk_weights_TK)
-        status = courier.dispatch(handle.step, handle.layer, rows, self._timeout_s)
+        status = courier.dispatch(handle.step, handle.layer, rows, self._room_s())
         if status == Status.REFUSED:
             return False
         self._carried = handle
@@ -115,22 +201,26 @@ class LinkDispatcher:
             self._take_over()
         return True
 
+    def _room_s(self) -> float:
+        """How long a shard may take to make room for rows."""
+        return self._slow_after_s() if self._patience.recovers else self._timeout_s
+
     def _take_over(self) -> None:
         """Go on in Python with the handle that the native calls have on its way, whatever became of it."""
         handle, self._carried = self._carried, None
         if handle is None:
             return
         self._calm = False
-        handle.routes = self._route(handle)
+        handle.routes = self._sender.route(handle)
         for shard in handle.routes:
-            link = self._links[shard]
+            link = self._table.current[shard]
             record = link.stream.record
             link.expect_reply(handle)
             broken, cut, record.error, record.num_unsent = record.error, record.num_unsent, 0, 0
             record.state = State.QUIET
             if broken == NOT_TAKEN:
                 where = handle.where([shard])
-                self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._timeout_s:g} s"))
+                self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._room_s():g} s"))
             elif broken:
                 self._lose(link, PeerLost(f"the link broke while sending: {os.strerror(broken)}"))
             else:
@@ -138,103 +228,142 @@ class LinkDispatcher:
                 if cut and not link.error:
                     self._lose(link, PeerLost("the other side closed the link"))
 
-    def _route(self, handle: LinkHandle) -> dict[int, ShardRows]:
-        # CUDA rows take the copies here and below (`.cpu()`); this has never run on a CUDA device.
-        ids_TK = handle.topk_ids_TK.to("cpu", torch.int32).contiguous().numpy()
-        return {route.shard: route for route in split_by_shard(ids_TK, self.spec)}
-
     def _dispatch(self, handle: LinkHandle) -> None:
-        handle.routes = self._route(handle)
-        weights_TK = handle.topk_weights_TK.detach().to("cpu", torch.float32).contiguous().numpy()
-        rows_TB = wire.rows_to_bytes(handle.x_TD.to("cpu", self.spec.row_dtype).contiguous())
-        for shard in handle.routes:
-            self._send_rows(self._links[shard], handle, rows_TB, weights_TK)
+        handle.routes = self._sender.route(handle)
+        self._send_rows([self._table.current[shard] for shard in handle.routes], handle)
         self._send_the_rest(handle)
+
+    def _send_rows(self, links: Sequence[ShardLink], handle: LinkHandle) -> None:
+        for link, error in self._sender.send(links, handle):
+            self._lose(link, error)
+
+    def _send_the_rest(self, handle: LinkHandle) -> None:
+        """Wait for room in full sockets, taking replies meanwhile: a shard that is sending to us makes no room."""
+        deadline = time.monotonic() + self._room_s()
+        while unsent := [link for links in handle.carriers.values() for link in links if link.stream.unsent]:
+            self._check_end(handle, [link.shard for link in unsent])
+            for link in unsent:
+                self._table.watch_for_room(link)
+            if not self._pump(deadline):
+                for link in unsent:
+                    where = handle.where([link.shard])
+                    self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._room_s():g} s"))
 
     def _combine(self, handle: LinkHandle, started: float) -> Tensor:
         self._wait_started = started
-        deadline = started + self._timeout_s
         try:
             while missing := handle.missing:
-                self._raise_lost(handle, missing)
-                if not self._pump(deadline):
-                    raise TransportTimeout(f"{handle.where(missing)}: no reply within {self._timeout_s:g} s")
+                looks = [self._see_to(handle, shard, started) for shard in missing]
+                self._pump(min(looks))
         except TransportError:
             handle.abandoned = True
             raise
         finally:
             self._wait_started = None
+        self.recovery.combined(handle, time.monotonic() - started)
         return self._sum(handle)
 
-    def _connect(self, addresses: Sequence[str]) -> None:
+    def _see_to(self, handle: LinkHandle, shard: int, started: float) -> float:
+        """Do what a shard that has not answered needs now; when to look again."""
+        self._check_end(handle, [shard])
+        carriers = tuple(link for link in handle.carriers.get(shard, ()) if not link.error)
+        if not carriers:
+            return self._see_to_lost(handle, shard, started)
+        asked_s = max(started, handle.asked_s[shard])
+        now = time.monotonic()
+        spare = self._table.spare_of(shard, carriers)
+        if spare and now - asked_s >= self._waits.hedge_s:
+            return self._hedge(handle, carriers, spare)
+        if now - asked_s >= self._patience.reply_s:
+            return self._time_out(handle, shard, carriers)
+        return asked_s + (self._waits.hedge_s if spare else self._patience.reply_s)
+
+    def _check_end(self, handle: LinkHandle, shards: Sequence[int]) -> None:
+        if self._news.end:
+            raise PeerLost(f"{handle.where(shards)}: {self._news.end}")
+
+    def _see_to_lost(self, handle: LinkHandle, shard: int, started: float) -> float:
+        link, now = self._table.current[shard], time.monotonic()
+        handle.disturbed = True
+        if not link.error:
+            self.recovery.num_redispatches += 1
+            return self._send_again(handle, link)
+        if now - started >= self._patience.failover_s:
+            raise type(link.error)(f"{handle.where([shard])}: {link.error}")
+        return started + self._patience.failover_s
+
+    def _hedge(self, handle: LinkHandle, slow: Sequence[ShardLink], spare: ShardLink) -> float:
+        """Rows go to another copy as well; the first answer counts, and the quicker link stays in use."""
+        self.recovery.num_hedges += 1
+        handle.disturbed = True
+        for link in slow:
+            self._suspect(
+                link, f"no answer for layer {handle.layer} within {self._waits.hedge_s:.3f} s", is_wrong=False
+            )
+        if self._table.current[spare.shard] in slow:
+            self._table.use(spare)
+        return self._send_again(handle, spare)
+
+    def _send_again(self, handle: LinkHandle, link: ShardLink) -> float:
+        self._send_rows([link], handle)
+        if not link.error:
+            self._table.watch_for_room(link)
+        return time.monotonic()
+
+    def _time_out(self, handle: LinkHandle, shard: int, carriers: Sequence[ShardLink]) -> float:
+        words = f"{handle.where([shard])}: no reply within {self._patience.reply_s:g} s"
+        if not self._patience.recovers:
+            missing = handle.missing
+            raise TransportTimeout(f"{handle.where(missing)}: no reply within {self._patience.reply_s:g} s")
+        for link in carriers:
+            self._lose(link, TransportTimeout(words))
+        return time.monotonic()
+
+    def _connect(self) -> None:
         deadline = time.monotonic() + self._timeout_s
-        for shard, target in enumerate(addresses):
-            try:
-                link = ShardLink(shard, Stream(address.connect(target, self._timeout_s)))
-            except PeerLost as error:
-                raise PeerLost(f"shard {shard}: {error}") from error
-            self._links.append(link)
-            self._records.append(link.stream.record)
-            self._by_fd[link.stream.fileno()] = link
-            self._poll.register(link.stream, select.POLLIN)
-            link.stream.send(*handshake.hello(self.spec, self.source, shard))
-        while strangers := [link.shard for link in self._links if not link.max_rows]:
-            if not self._pump(deadline):
-                raise TransportTimeout(f"shards {strangers}: no answer to the handshake within {self._timeout_s:g} s")
-            self._raise_refused()
+        for target in self._targets.values():
+            self._table.add(open_link(self.spec, self.source, target, max(0.001, deadline - time.monotonic())))
+        self._is_calm()
 
-    def _raise_refused(self) -> None:
-        for link in self._links:
-            if link.error:
-                raise type(link.error)(f"shard {link.shard}: {link.error}")
+    def _delivered(self, link: ShardLink) -> None:
+        """From a dialer's thread."""
+        self._news.tell_link(link)
+        self._woken.set()
 
-    def _send_rows(
-        self,
-        link: ShardLink,
-        handle: LinkHandle,
-        rows_TB: wire.Bytes,
-        weights_TK: NDArray[np.float32],
-    ) -> None:
-        _, rows_R, ids_RK = handle.routes[link.shard]
-        if link.error:
-            return
-        if len(ids_RK) > link.max_rows:
-            raise ProtocolMismatch(f"shard {link.shard}: at most {link.max_rows} rows a message, got {len(ids_RK)}")
-        header = handle.headers.get(len(ids_RK)) or self._make_header(handle, len(ids_RK))
-        if rows_R is not None:
-            rows_TB, weights_TK = rows_TB[rows_R], weights_TK[rows_R]
-        link.expect_reply(handle)
-        try:
-            link.stream.send(header, ids_RK, weights_TK, rows_TB)
-        except PeerLost as error:
-            self._lose(link, error)
-            return
-        link.stream.record.sent_bytes += wire.HEADER_BYTES + wire.dispatch_bytes(self.spec, len(ids_RK))
+    def _take_news(self) -> None:
+        self._news.silence()
+        if targets := self._news.members():
+            self._targets = {(target.shard, target.replica): target for target in targets}
+            for link in self._table:
+                if self._target_of(link) is None:
+                    self._lose(link, PeerLost("the router has committed its loss"))
+            self._dial_absent()
+        for link in self._news.links():
+            if self._target_of(link) is None or any(it.is_copy(link) for it in self._table):
+                link.stream.close()
+            else:
+                self._calm = False
+                self._table.add(link)
 
-    def _make_header(self, handle: LinkHandle, num_rows: int) -> bytes:
-        """Shards that get equally many rows get the same header."""
-        header = wire.dispatch_header(self.spec, self.source, handle.step, handle.layer, num_rows)
-        handle.headers[num_rows] = wire.pack_header(header)
-        return handle.headers[num_rows]
+    def _target_of(self, link: ShardLink) -> Target | None:
+        target = self._targets.get((link.shard, link.replica))
+        return target if target and target.address == link.address else None
 
-    def _send_the_rest(self, handle: LinkHandle) -> None:
-        """Wait for room in full sockets, taking replies meanwhile: a shard that is sending to us makes no room."""
-        deadline = time.monotonic() + self._timeout_s
-        while unsent := [link for link in self._links if link.stream.unsent]:
-            for link in unsent:
-                self._poll.modify(link.stream, select.POLLIN | select.POLLOUT)
-            if not self._pump(deadline):
-                for link in unsent:
-                    where = handle.where([link.shard])
-                    self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._timeout_s:g} s"))
+    def _dial_absent(self) -> None:
+        present = {(link.shard, link.replica) for link in self._table}
+        for key, target in self._targets.items():
+            if key not in present:
+                self._dialer.dial(target)
 
     def _pump(self, deadline: float) -> bool:
         """Wait until something happens on a link and handle it. False when the deadline passed first."""
         remaining_ms = max(0, math.ceil((deadline - time.monotonic()) * 1000))
-        events = self._poll.poll(remaining_ms)
+        events = self._table.poll.poll(remaining_ms)
         for fd, event in events:
-            if link := self._by_fd.get(fd):
+            if link := self._table.of_descriptor(fd):
                 self._serve(link, event)
+            elif fd == self._news.fileno():
+                self._take_news()
         return bool(events)
 
     def _serve(self, link: ShardLink, event: int) -> None:
@@ -244,17 +373,12 @@ class LinkDispatcher:
                 self._accept(link, message)
             if event & select.POLLOUT:
                 link.stream.flush()
-                if not link.stream.unsent:
-                    self._poll.modify(link.stream, select.POLLIN)
+                self._table.watch_for_room(link)
         except TransportError as error:
             self._lose(link, error)
 
     def _accept(self, link: ShardLink, message: Message) -> None:
         header, payload = message
-        if not link.max_rows:
-            link.max_rows = link.stream.record.max_rows = handshake.read_answer(message)
-            link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.reply_bytes(self.spec, link.max_rows))
-            return
         if header.kind is Kind.ERROR:
             raise ProtocolMismatch(f"the shard closed the link: {handshake.text(payload)}")
         wire.expect("reply", "kind", Kind.REPLY.name, header.kind.name)
@@ -265,25 +389,41 @@ class LinkDispatcher:
         num_rows = handle.num_rows_of(link.shard)
         expected = wire.reply_header(self.spec, link.shard, handle.step, handle.layer, num_rows)
         wire.check_header("reply", expected, header)
-        handle.sums[link.shard] = wire.bytes_to_rows(payload, self.spec, num_rows)
+        sums = wire.bytes_to_rows(payload, self.spec, num_rows)
         link.stream.record.received_bytes += wire.HEADER_BYTES + header.payload_bytes
+        if link.shard in handle.sums:
+            return  # another copy was quicker
+        self._doubt(link, handle, sums)
+        handle.sums[link.shard] = sums
         if self._wait_started is not None and not handle.abandoned:
             link.stream.record.waited_ns += int((time.monotonic() - self._wait_started) * 1e9)
 
-    def _lose(self, link: ShardLink, error: TransportError) -> None:
-        """Close one link; whoever waits for it learns from `combine`, in the shard's last words if there are any."""
-        self._calm = False
-        link.error = link.last_words(error) if isinstance(error, PeerLost) else error
-        if not link.stream.closed:
-            self._poll.unregister(link.stream)
-            del self._by_fd[link.stream.fileno()]
-            link.stream.close()
-        link.pending.clear()
+    def _doubt(self, link: ShardLink, handle: LinkHandle, sums: Tensor) -> None:
+        """Raise ProtocolMismatch for sums of finite rows that are not finite; a second computation is believed."""
+        if not self._patience.recovers or self.recovery.trusts_everyone or bool(sums.isfinite().all()):
+            return
+        if not handle.x_TD.isfinite().all():
+            return
+        if link.shard in handle.doubted:
+            self.recovery.believe(f"{handle.where([link.shard])}: sums are not finite twice over")
+            return
+        handle.doubted.add(link.shard)
+        raise ProtocolMismatch(f"{handle.where([link.shard])}: sums of finite rows are not finite")
 
-    def _raise_lost(self, handle: LinkHandle, missing: Sequence[int]) -> None:
-        for shard in missing:
-            if error := self._links[shard].error:
-                raise type(error)(f"{handle.where([shard])}: {error}")
+    def _lose(self, link: ShardLink, error: TransportError) -> None:
+        """Close one link; `combine` sends its rows elsewhere, or says so in the shard's last words if there are any."""
+        if link.error:
+            return
+        self._calm = False
+        words = link.last_words(error) if isinstance(error, PeerLost) else error
+        if self._patience.recovers and not isinstance(words, PeerLost):
+            self._suspect(link, str(words), is_wrong=isinstance(words, ProtocolMismatch))
+        self._table.lose(link, words)
+        if self._patience.recovers and (target := self._target_of(link)):
+            self._dialer.dial(target)
+
+    def _suspect(self, link: ShardLink, reason: str, is_wrong: bool) -> None:
+        self.recovery.suspect(link.shard, link.replica, reason, is_wrong)
 
     def _sum(self, handle: LinkHandle) -> Tensor:
         parts = [

@@ -1,5 +1,6 @@
 """What a dispatcher has on its way: the handle of one dispatch, and the link to one shard."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,11 @@ from moonshard.transport.wire import Kind
 
 @dataclass(slots=True, eq=False)
 class LinkHandle:
-    """Owns the rows until combine is done, so that they can be sent again."""
+    """Owns the rows until combine is done, so that they can be sent again.
+
+    By shard: carriers, the links that took its rows; asked_s, when the last of them did; doubted, whose sums were not
+    finite and asked for anew. disturbed: a shard was lost or slow.
+    """
 
     step: int
     layer: int
@@ -25,6 +30,10 @@ class LinkHandle:
     routes: dict[int, ShardRows] = field(default_factory=dict)
     headers: dict[int, bytes] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
+    carriers: dict[int, list["ShardLink"]] = field(default_factory=dict)
+    asked_s: dict[int, float] = field(default_factory=dict)
+    doubted: set[int] = field(default_factory=set)
+    disturbed: bool = False
     abandoned: bool = False
 
     @property
@@ -40,10 +49,15 @@ class LinkHandle:
 
 
 class ShardLink:
-    """One shard as the dispatcher sees it. `pending`: handles whose replies are due, oldest first per (step, layer)."""
+    """One copy of a shard as the dispatcher sees it.
 
-    def __init__(self, shard: int, stream: Stream) -> None:
+    pending: handles whose replies are due, oldest first per (step, layer).
+    """
+
+    def __init__(self, shard: int, stream: Stream, replica: int = 0) -> None:
         self.shard = shard
+        self.replica = replica
+        self.address = ""
         self.stream = stream
         self.max_rows = 0
         self.pending: dict[tuple[int, int], deque[LinkHandle]] = {}
@@ -51,6 +65,12 @@ class ShardLink:
 
     def expect_reply(self, handle: LinkHandle) -> None:
         self.pending.setdefault((handle.step, handle.layer), deque()).append(handle)
+        handle.carriers.setdefault(self.shard, []).append(self)
+        handle.asked_s[self.shard] = time.monotonic()
+
+    def is_copy(self, other: "ShardLink") -> bool:
+        """Whether both lead to the same copy of the same shard."""
+        return (self.shard, self.replica) == (other.shard, other.replica)
 
     def take_pending(self, step: int, layer: int) -> LinkHandle:
         waiting = self.pending.get((step, layer))
