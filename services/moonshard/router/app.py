@@ -10,10 +10,12 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from moonshard.config import CellConfig
+from moonshard.grammar import GrammarEngine
 from moonshard.metrics import RunningMetrics, serve_metrics
 from moonshard.router import cluster_service, inference_service, workers_service
 from moonshard.router.cell import Cell
 from moonshard.router.connections import Connections
+from moonshard.router.constraints import Grammars
 from moonshard.router.engine import Engine
 from moonshard.router.frontdoor import FrontDoor
 from moonshard.router.load import LoadBook
@@ -56,9 +58,9 @@ class Router:
         self._cluster = cluster_service.ClusterService(
             config, model.name, self.cell, self.engine, OperatorKey.read(config.router), time.monotonic
         )
-        self.door = FrontDoor(
-            model, self.engine, partial(cell_limits, config, model, self.cell), metrics, time.monotonic
-        )
+        grammars = Grammars(model.tokenizer, GrammarEngine(model.tokenizer, model.vocab_size, model.eos_token_ids))
+        limits = partial(cell_limits, config, model, self.cell)
+        self.door = FrontDoor(model, self.engine, limits, metrics, time.monotonic, grammars.grammar_of)
         inference = inference_service.InferenceService(model, self.door)
         add_InferenceServicer_to_server(inference, self._server.server)
         add_WorkersServicer_to_server(workers_service.WorkersService(self.cell), self._server.server)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from moonshard.errors import RequestError
-from moonshard.router.served_model import StreamDecoder
+from moonshard.tokenizer import StreamDecoder
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 

@@ -1,25 +1,12 @@
 """What the router knows of the checkpoint it fronts: facts of config.json, tokenizer, template. No weights."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from moonshard.config import CellConfig
 from moonshard.model.config import ModelConfig
 from moonshard.router.template import ChatTemplate
-from moonshard.tokenizer import load_tokenizer
-
-
-class StreamDecoder(Protocol):
-    def push(self, ids: Sequence[int], /) -> str: ...
-
-    def finish(self) -> str: ...
-
-
-class Tokenizer(Protocol):
-    def encode(self, text: str, allow_special: bool) -> list[int]: ...
-
-    def stream(self) -> StreamDecoder: ...
+from moonshard.tokenizer import Tokenizer, load_tokenizer
 
 
 class Template(Protocol):

@@ -59,6 +59,11 @@ class Tokenizer:
         """Ids of all special tokens, reserved ones included."""
         return tuple(sorted(self._parts.special_ids.values()))
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Id of every special token by its spelling."""
+        return dict(self._parts.special_ids)
+
     def token_bytes(self, vocab_size: int) -> list[bytes]:
         """What each id below vocab_size spells, nothing for ids that no text uses."""
         return [self._parts.bytes_of.get(number, b"") for number in range(vocab_size)]

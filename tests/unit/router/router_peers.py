@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from moonshard.router.requests import Request
 from moonshard.router.served_model import ServedModel
 from moonshard.router.stop_texts import StopTexts
 from moonshard.sampling import SamplingParams
+from moonshard.tokenizer import Tokenizer
+from moonshard.tokenizer.files import TokenizerParts
 from moonshard.v1 import control_pb2 as pb
 from moonshard.v1 import inference_pb2 as inference
 from moonshard.v1.control_pb2_grpc import ClusterStub, WorkersStub
@@ -28,39 +31,34 @@ from moonshard.v1.inference_pb2_grpc import InferenceStub
 
 CHECKPOINT_ID = "c0ffee"
 NUM_EXPERTS = 16
-VOCAB_SIZE = 258  # 256 bytes, end of turn, end of text
 END_OF_TURN, END_OF_TEXT = 256, 257
+SPECIALS = {
+    "<end>": END_OF_TURN,
+    "<eot>": END_OF_TEXT,
+    "<think>": 258,
+    "</think>": 259,
+    "<|tool_calls_section_begin|>": 260,
+    "<|tool_calls_section_end|>": 261,
+    "<|tool_call_begin|>": 262,
+    "<|tool_call_argument_begin|>": 263,
+    "<|tool_call_end|>": 264,
+}
+VOCAB_SIZE = 256 + len(SPECIALS)
 LIMIT_S = 20.0
 
 
-class ByteDecoder:
-    def __init__(self) -> None:
-        self._held = b""
+def byte_tokenizer() -> Tokenizer:
+    """A token is a byte; SPECIALS come behind."""
+    names = re.compile(f"({'|'.join(map(re.escape, SPECIALS))})")
 
-    def push(self, ids: Sequence[int]) -> str:
-        self._held += bytes(token_id for token_id in ids if token_id < 256)
-        try:
-            text = self._held.decode()
-        except UnicodeDecodeError:
-            return ""
-        self._held = b""
-        return text
+    def marked(text: str) -> list[int]:
+        parts = [[SPECIALS[part]] if part in SPECIALS else list(part.encode()) for part in names.split(text)]
+        return list(itertools.chain.from_iterable(parts))
 
-    def finish(self) -> str:
-        return self._held.decode(errors="replace")
-
-
-class ByteTokenizer:
-    """A token is a byte; `<end>` spells the end of turn."""
-
-    def encode(self, text: str, allow_special: bool) -> list[int]:
-        if not allow_special:
-            return list(text.encode())
-        parts = [list(part.encode()) for part in text.split("<end>")]
-        return list(itertools.chain(parts[0], *([END_OF_TURN, *part] for part in parts[1:])))
-
-    def stream(self) -> ByteDecoder:
-        return ByteDecoder()
+    bytes_of = {byte: bytes([byte]) for byte in range(256)} | {
+        number: name.encode() for name, number in SPECIALS.items()
+    }
+    return Tokenizer(TokenizerParts(lambda text: list(text.encode()), marked, bytes_of, SPECIALS))
 
 
 class PlainTemplate:
@@ -88,14 +86,14 @@ def small_model() -> ServedModel:
         num_experts=NUM_EXPERTS,
         num_experts_per_token=2,
         num_layers=3,
-        tokenizer=ByteTokenizer(),
+        tokenizer=byte_tokenizer(),
         template=PlainTemplate(),
     )
 
 
 def new_output(choice: int = 0, sampling: SamplingParams | None = None) -> ChoiceOutput:
     sampling = sampling or SamplingParams()
-    text = Detokenizer(ByteDecoder(), (END_OF_TURN, END_OF_TEXT))
+    text = Detokenizer(byte_tokenizer().stream(), (END_OF_TURN, END_OF_TEXT))
     return ChoiceOutput(choice, text, StopTexts(sampling.stop, sampling.include_stop), sampling.min_tokens)
 
 

@@ -14,6 +14,7 @@ from tests.unit.router.router_peers import (
     END_OF_TEXT,
     END_OF_TURN,
     LIMIT_S,
+    VOCAB_SIZE,
     PeerCell,
     collect,
     generate_request,
@@ -98,7 +99,7 @@ def test_get_model_tells_the_narrower_limit(tmp_path: Path) -> None:
             before = await cell.inference.GetModel(pb.GetModelRequest())
         async with ready_cell(small_config(tmp_path), num_blocks=3) as cell:
             after = await cell.inference.GetModel(pb.GetModelRequest())
-        assert (before.name, before.vocab_size, before.max_model_len) == ("small", 258, 512)
+        assert (before.name, before.vocab_size, before.max_model_len) == ("small", VOCAB_SIZE, 512)
         assert (after.max_model_len, after.num_experts, after.num_experts_per_token) == (48, 16, 2)
         assert list(after.eos_token_ids) == [END_OF_TURN, END_OF_TEXT]
         assert after.default_sampling.temperature == 1.0
@@ -178,8 +179,8 @@ BAD_REQUESTS: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("no prompt", pb.GenerateRequest(), grpc.StatusCode.INVALID_ARGUMENT, "prompt: is required"),
     ("empty text", generate_request(""), grpc.StatusCode.INVALID_ARGUMENT, "prompt: must not be empty"),
     ("no ids", pb.GenerateRequest(token_ids=pb.TokenIds()), grpc.StatusCode.INVALID_ARGUMENT, "must not be empty"),
-    ("id too high", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1, 258])), grpc.StatusCode.INVALID_ARGUMENT,
-     "token_ids[1]: token id must be in 0..257, got 258"),
+    ("id too high", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1, VOCAB_SIZE])), grpc.StatusCode.INVALID_ARGUMENT,
+     f"token_ids[1]: token id must be in 0..{VOCAB_SIZE - 1}, got {VOCAB_SIZE}"),
     ("id below 0", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[-1])), grpc.StatusCode.INVALID_ARGUMENT, "got -1"),
     ("prompt too long", generate_request(LONG), grpc.StatusCode.INVALID_ARGUMENT, "600 tokens leave no room"),
     ("max_tokens too high", generate_request("abc", sampling=pb.SamplingParams(max_tokens=126)),
@@ -194,7 +195,7 @@ BAD_REQUESTS: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("top_p", generate_request(sampling=pb.SamplingParams(top_p=0.0)), grpc.StatusCode.INVALID_ARGUMENT, "top_p"),
     ("top_k", generate_request(sampling=pb.SamplingParams(top_k=-1)), grpc.StatusCode.INVALID_ARGUMENT, "top_k"),
     ("stop id", generate_request(sampling=pb.SamplingParams(stop_token_ids=[999])),
-     grpc.StatusCode.INVALID_ARGUMENT, "stop_token_ids[0]: token id must be in 0..257, got 999"),
+     grpc.StatusCode.INVALID_ARGUMENT, f"stop_token_ids[0]: token id must be in 0..{VOCAB_SIZE - 1}, got 999"),
     ("too many stops", generate_request(sampling=pb.SamplingParams(stop_token_ids=range(65))),
      grpc.StatusCode.INVALID_ARGUMENT, "stop_token_ids: must be at most 64, got 65"),
     ("too many stops with ours", generate_request(sampling=pb.SamplingParams(stop_token_ids=range(63))),
