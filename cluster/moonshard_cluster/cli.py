@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
-from moonshard_cluster.commands import ask, bench, demo_model, inspect, status, up
+from moonshard_cluster.commands import ask, bench, demo_model, experts, inspect, status, up
 
 app = typer.Typer(
     name="moonshard",
@@ -19,6 +19,7 @@ app.command("up")(up.up)
 app.command("chat")(ask.chat)
 app.command("generate")(ask.generate)
 app.command("status")(status.status)
+app.command("experts")(experts.experts)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("demo-model")(demo_model.demo_model)

@@ -33,6 +33,13 @@ class Client:
         with self._failures():
             return self._cluster.GetStatus(control_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S)
 
+    def load(self, window_s: float, operator_key: str | None = None) -> control_pb2.GetLoadResponse:
+        """Expert load over the last window_s seconds, 0 since the router's start."""
+        key = (("authorization", f"Bearer {operator_key}"),) if operator_key else None
+        request = control_pb2.GetLoadRequest(window_s=window_s)
+        with self._failures():
+            return self._cluster.GetLoad(request, timeout=STATUS_TIMEOUT_S, metadata=key)
+
     def model(self) -> inference_pb2.GetModelResponse:
         with self._failures():
             return self._inference.GetModel(inference_pb2.GetModelRequest(), timeout=STATUS_TIMEOUT_S)

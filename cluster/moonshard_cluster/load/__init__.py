@@ -1,0 +1,1 @@
+"""Expert load at the operator's side: read, recorded, shown, drawn."""
