@@ -57,9 +57,11 @@ def _heat_map(load: ExpertLoad, width: int, lines: int) -> RenderableType:
         for upper, lower in zip(shown[at].tolist(), below.tolist(), strict=True):
             text.append("▀", Style(color=colour_of(upper), bgcolor=colour_of(lower)))
         text.append("\n")
-    text.append(
-        " " * (MARGIN - 1) + f"experts 0..{heat_LE.shape[1] - 1}, {each_E} a column; load by the layer's mean: "
-    )
+    return Group(text, _legend(heat_LE.shape[1], each_E))
+
+
+def _legend(num_experts: int, each_E: int) -> Text:
+    text = Text(f"experts 0..{num_experts - 1}, {each_E} a column; load by the layer's mean: ")
     for heat, name in ((0.0, "none"), (0.25, "¼"), (1.0, "1"), (2.0, "2"), (4.0, "4"), (8.0, "8 and more")):
         text.append("██", Style(color=colour_of(heat)))
         text.append(f" {name}  ", style="dim")

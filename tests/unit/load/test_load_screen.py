@@ -25,8 +25,8 @@ def test_the_screen_names_the_hot_expert_and_the_loaded_shard() -> None:
     assert "balancedness 0.77 on average, 0.54 in layer 4" in text
     assert "layer 3 ▀▀▀▀▀▀▀▀\n" in text
     assert "    4       2      0    90          7.2" in text
-    assert "87.0%" in text
-    assert "1.74" in text
+    assert "88.9%" in text
+    assert "1.78" in text
 
 
 def test_without_any_load_the_screen_says_why() -> None:
