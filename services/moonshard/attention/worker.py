@@ -1,18 +1,18 @@
 """The attention process: load, meet the shards, then iterate until told to stop."""
 
 import queue
-from collections.abc import Iterable
 
 from moonshard.attention.engine import Engine, Output
 from moonshard.attention.kv_cache import LatentCache
 from moonshard.attention.link_metrics import register_link_metrics
 from moonshard.attention.loading import LateDispatcher, load_decoder
 from moonshard.attention.metrics import AttentionMetrics
+from moonshard.attention.orders import obey
 from moonshard.attention.report import Report
 from moonshard.attention.runner import Runner
 from moonshard.attention.scheduler import Scheduler
-from moonshard.attention.wire import credits_to_proto, sequence_from_proto
-from moonshard.errors import ConfigError, ProtocolMismatch, RequestError, TransportTimeout
+from moonshard.attention.wire import credits_to_proto
+from moonshard.errors import ConfigError, ProtocolMismatch, TransportTimeout
 from moonshard.grammar import GrammarEngine
 from moonshard.tokenizer import load_tokenizer
 from moonshard.transport.all_to_all import AllToAllDispatcher, join_group
@@ -102,7 +102,7 @@ def _loop(
 ) -> None:
     report = Report(engine, worker.link.send)
     while not worker.lifetime.stopping.is_set():
-        outputs = _obey(engine, grammars, worker.inbox.drain())
+        outputs = obey(engine, grammars, worker.inbox.drain())
         plan = engine.plan()
         outputs += [Output(sequence.request_id, preempted=True) for sequence in plan.preempted]
         if plan.num_tokens:
@@ -114,29 +114,3 @@ def _loop(
         if not engine.scheduler.num_running:
             dispatcher.idle(IDLE_S)
         worker.progress.num_iterations, worker.progress.num_tokens = engine.num_steps, engine.num_generated_tokens
-
-
-def _obey(engine: Engine, grammars: GrammarEngine, messages: Iterable[pb.RouterMessage]) -> list[Output]:
-    """Carry out the router's orders in their order; returns what could not be admitted."""
-    refusals: list[Output] = []
-    for message in messages:
-        match message.WhichOneof("body"):
-            case "admit":
-                refusals += [o for s in message.admit.sequences for o in _admit(engine, grammars, s)]
-            case "abort":
-                engine.abort(message.abort.request_ids)
-            case "flush_cache":
-                engine.scheduler.tables.flush()
-            case "members":
-                pass  # Membership changes while running come with failover.
-            case other:
-                raise ProtocolMismatch(f"the router sent {other!r}, expected admit, abort, flush_cache or members")
-    return refusals
-
-
-def _admit(engine: Engine, grammars: GrammarEngine, message: pb.Sequence) -> list[Output]:
-    try:
-        sequence = sequence_from_proto(message, grammars)
-    except RequestError as error:
-        return [engine.refuse(message.request_id, str(error))]
-    return engine.admit([sequence])

@@ -6,13 +6,10 @@ import pytest
 import torch
 
 from moonshard.attention.engine import Engine, Output
-from moonshard.attention.kv_cache import LatentCache
-from moonshard.attention.runner import Runner
-from moonshard.attention.scheduler import Scheduler
 from moonshard.attention.sequence import Sequence
-from moonshard.config import AttentionConfig
 from moonshard.model.reference import Reference
 from moonshard.sampling import FinishReason, SamplingParams
+from tests.unit.attention.attention_engines import make_engine
 
 MAX_TOKENS = 12
 
@@ -36,17 +33,7 @@ def expected(reference: Reference, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def engine(reference: Reference, **limits: int) -> Engine:
-    config = AttentionConfig(**{"block_size": 8, "num_blocks": 128, **limits})
-    model = reference.config
-    cache = LatentCache(
-        model.num_hidden_layers,
-        config.num_blocks,
-        config.block_size,
-        model.latent_dim,
-        torch.float32,
-        torch.device("cpu"),
-    )
-    return Engine(Scheduler(config), Runner(reference.decoder, cache, torch.device("cpu")))
+    return make_engine(reference.decoder, **limits)
 
 
 def request(name: str, prompt: list[int], **sampling: object) -> Sequence:

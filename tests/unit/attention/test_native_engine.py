@@ -11,11 +11,7 @@ from torch import Tensor
 
 from moonshard import kernels
 from moonshard.attention.engine import Engine
-from moonshard.attention.kv_cache import LatentCache
-from moonshard.attention.runner import Runner
-from moonshard.attention.scheduler import Scheduler
 from moonshard.attention.sequence import Sequence
-from moonshard.config import AttentionConfig
 from moonshard.kernels.attention import Activations
 from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.experts import load_expert_stacks
@@ -24,6 +20,7 @@ from moonshard.model.native_decoder import NativeDecoder
 from moonshard.model.reference import Reference
 from moonshard.model.weights import load_weights
 from moonshard.sampling import SamplingParams
+from tests.unit.attention.attention_engines import Asked, make_engine, serve
 from tests.unit.kernels.kernel_samples import ISAS
 from tests.unit.model.tiny_checkpoint import deepseek_text, plain, write_checkpoint
 
@@ -88,29 +85,13 @@ def prompts(model: Model) -> list[list[int]]:
     return [torch.randint(0, model.reference.config.vocab_size, (n,), generator=draw).tolist() for n in LENGTHS]
 
 
-def engine(decoder: NativeDecoder, cache_dtype: torch.dtype = torch.float32, **limits: int) -> Engine:
-    config, device = AttentionConfig(**{"block_size": 8, "num_blocks": 128, **limits}), torch.device("cpu")
-    model = decoder.config
-    shape = model.num_hidden_layers, config.num_blocks, config.block_size, model.latent_dim
-    return Engine(Scheduler(config), Runner(decoder, LatentCache(*shape, cache_dtype, device), device))
-
-
 def generate(subject: Engine, prompts: dict[str, list[int]]) -> tuple[dict[str, list[int]], Logits]:
     """Greedy tokens and the logits they came from, by request."""
     tokens: dict[str, list[int]] = {name: [] for name in prompts}
     logits: Logits = {name: [] for name in prompts}
     params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
     assert subject.admit([Sequence(name, prompt, params) for name, prompt in prompts.items()]) == []
-    run = subject.runner.run
-
-    def recorded(plan: Any) -> Tensor:
-        found = run(plan)
-        names = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
-        for name, row in zip(names, found, strict=True):
-            logits[name].append(row)
-        return found
-
-    subject.runner.run = recorded  # type: ignore[method-assign]
+    record(subject, logits)
     for _ in range(500):
         plan = subject.plan()
         if not plan.num_tokens:
@@ -119,6 +100,20 @@ def generate(subject: Engine, prompts: dict[str, list[int]]) -> tuple[dict[str, 
             assert output.token is not None, output.error
             tokens[output.request_id].append(output.token)
     raise AssertionError("not done after 500 steps")
+
+
+def record(subject: Engine, logits: Logits) -> None:
+    """Keep the logits of every sampled token."""
+    run = subject.runner.run
+
+    def recorded(plan: Any) -> Tensor:
+        found = run(plan)
+        names = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
+        for name, row in zip(names, found, strict=True):
+            logits.setdefault(name, []).append(row)
+        return found
+
+    subject.runner.run = recorded  # type: ignore[method-assign]
 
 
 def assert_same_bits(found: Logits, expected: Logits) -> None:
@@ -131,7 +126,7 @@ def assert_same_bits(found: Logits, expected: Logits) -> None:
 def test_greedy_tokens_and_logits_are_the_references(model: Model, prompts: list[list[int]]) -> None:
     named = {str(i): prompt for i, prompt in enumerate(prompts)}
     with kernels.Pool(1) as pool:
-        tokens, logits = generate(engine(model.decoder(pool)), named)
+        tokens, logits = generate(make_engine(model.decoder(pool)), named)
     for name, prompt in named.items():
         assert tokens[name] == model.reference.greedy(prompt, MAX_TOKENS)
         expected = model.reference.logits(prompt + tokens[name][:-1])[len(prompt) - 1 :]
@@ -148,12 +143,36 @@ def test_bits_depend_on_nothing_but_the_sequence(
         decoder = model.decoder(pool, activations)
         expected: Logits = {}
         for name, prompt in named.items():
-            expected |= generate(engine(decoder, cache_dtype, prefill_chunk=16), {name: prompt})[1]
+            expected |= generate(make_engine(decoder, cache_dtype, prefill_chunk=16), {name: prompt})[1]
         for chunk in (1, 16, 512):
-            assert_same_bits(generate(engine(decoder, cache_dtype, prefill_chunk=chunk), named)[1], expected)
+            assert_same_bits(generate(make_engine(decoder, cache_dtype, prefill_chunk=chunk), named)[1], expected)
         backwards = dict(reversed(named.items()))
-        subject = engine(model.decoder(two, activations), cache_dtype, block_size=16, prefill_chunk=33)
+        subject = make_engine(model.decoder(two, activations), cache_dtype, block_size=16, prefill_chunk=33)
         assert_same_bits(generate(subject, backwards)[1], expected)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
+def test_cached_and_preempted_prompts_give_the_same_bits(
+    model: Model, prompts: list[list[int]], cache_dtype: torch.dtype
+) -> None:
+    beginning = prompts[-1][:130]
+    asked = [Asked.of(str(n), beginning[: 130 - 13 * n] + prompts[n], 20, temperature=1.5, seed=n) for n in range(8)]
+    with kernels.Pool(1) as pool:
+        decoder = model.decoder(pool, "bfloat16")
+        expected: Logits = {}
+        for request in asked:
+            subject = make_engine(decoder, cache_dtype, prefix_cache=False)
+            record(subject, expected)
+            serve(subject, [request])
+        for limits in ({"num_blocks": 200, "prefill_chunk": 64}, {"num_blocks": 24, "prefill_chunk": 16}):
+            subject = make_engine(decoder, cache_dtype, **limits)
+            crowd = [request.again(request.name) for request in asked]
+            found: Logits = {}
+            record(subject, found)
+            serve(subject, crowd)
+            assert_same_bits(found, expected)
+            assert sum(request.num_cached_tokens for request in crowd) > 400
+    assert sum(request.num_preempted for request in crowd) > 0
 
 
 def test_every_instruction_set_gives_the_same_bits(model: Model, prompts: list[list[int]]) -> None:
@@ -165,7 +184,7 @@ def test_every_instruction_set_gives_the_same_bits(model: Model, prompts: list[l
         except ValueError:
             continue
         for activations in ("float32", "bfloat16"):
-            found.append(generate(engine(model.decoder(pool, activations)), named)[1])  # type: ignore[arg-type]
+            found.append(generate(make_engine(model.decoder(pool, activations)), named)[1])  # type: ignore[arg-type]
         pool.close()
     for index, logits in enumerate(found):
         assert_same_bits(logits, found[index % 2])
@@ -173,6 +192,6 @@ def test_every_instruction_set_gives_the_same_bits(model: Model, prompts: list[l
 
 def test_bf16_activations_stay_close(model: Model, prompts: list[list[int]]) -> None:
     with kernels.Pool(1) as pool:
-        rounded = generate(engine(model.decoder(pool, "bfloat16")), {"a": prompts[-1]})[1]["a"][0]
-        exact = generate(engine(model.decoder(pool)), {"a": prompts[-1]})[1]["a"][0]
+        rounded = generate(make_engine(model.decoder(pool, "bfloat16")), {"a": prompts[-1]})[1]["a"][0]
+        exact = generate(make_engine(model.decoder(pool)), {"a": prompts[-1]})[1]["a"][0]
     assert 0 < (rounded - exact).abs().median() < 0.02
