@@ -1,10 +1,12 @@
 """The `moonshard` command. Each subcommand lives in a module of its own; heavy imports happen inside them."""
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+import moonshard
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
 from moonshard_cluster.commands import ask, bench, demo_model, experts, inspect, status, up
 
@@ -15,6 +17,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moonshard {moonshard.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="and exit")] = False,
+) -> None:
+    pass
+
+
 app.command("up")(up.up)
 app.command("chat")(ask.chat)
 app.command("generate")(ask.generate)
