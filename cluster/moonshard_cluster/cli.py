@@ -8,7 +8,7 @@ from rich.console import Console
 
 import moonshard
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
-from moonshard_cluster.commands import ask, bench, demo_model, experts, inspect, status, up
+from moonshard_cluster.commands import ask, bench, demo_model, experts, inspect, plan, status, up
 
 app = typer.Typer(
     name="moonshard",
@@ -38,6 +38,7 @@ app.command("generate")(ask.generate)
 app.command("status")(status.status)
 app.command("experts")(experts.experts)
 app.command("inspect")(inspect.inspect)
+app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
 app.command("demo-model")(demo_model.demo_model)
 

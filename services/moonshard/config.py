@@ -133,7 +133,7 @@ class CellConfig(_Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise _first_problem(cls, error) from None
+            raise first_problem(cls, error) from None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -150,10 +150,11 @@ class CellConfig(_Section):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            raise _first_problem(cls, error) from None
+            raise first_problem(cls, error) from None
 
 
-def _first_problem(model: type[BaseModel], error: ValidationError) -> ConfigError:
+def first_problem(model: type[BaseModel], error: ValidationError) -> ConfigError:
+    """The first complaint about a value of `model`, as an error that names the key and, for a typo, the nearest."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path) or "config"

@@ -19,7 +19,7 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="list every expected tensor instead")] = False,
 ) -> None:
     """Show parameters, bytes per role, and what each shard will hold."""
-    model = _read(checkpoint)
+    model = read_model(checkpoint)
     if tensors:
         for spec in expected_tensors(model):
             typer.echo(f"{spec.name}\t{spec.dtype}\t{list(spec.shape)}")
@@ -27,7 +27,8 @@ def inspect(
     Console(soft_wrap=not Console().is_terminal).print(_render(model, summarise(model, shards)))
 
 
-def _read(checkpoint: Path) -> ModelConfig:
+def read_model(checkpoint: Path) -> ModelConfig:
+    """From a checkpoint directory or a bare config.json. Raises CheckpointError or ConfigError."""
     if checkpoint.is_dir():
         return ModelConfig.from_dir(checkpoint)
     try:
