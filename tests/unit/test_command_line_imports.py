@@ -1,11 +1,11 @@
-"""The command works in the router's image, which has neither torch nor numpy nor ray."""
+"""The command works in the router's image, which has neither torch nor ray."""
 
 import subprocess
 import sys
 
 import moonshard
 
-BLOCKED = ("torch", "numpy", "ray", "safetensors", "smg", "transformers")
+BLOCKED = ("torch", "ray", "safetensors", "smg", "transformers")
 PROGRAM = f"""
 import sys
 sys.modules.update(dict.fromkeys({BLOCKED!r}))

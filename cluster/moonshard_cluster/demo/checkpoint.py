@@ -17,6 +17,7 @@ from moonshard.model.inventory import TensorSpec, expected_tensors
 from moonshard_cluster.demo.safetensors_writer import TensorFile
 from moonshard_cluster.demo.spec import DemoSpec
 from moonshard_cluster.demo.vocabulary import write_vocabulary
+from moonshard_cluster.demo.weights import Weights
 
 Progress = Callable[[int, int], None]
 
@@ -73,9 +74,6 @@ def _files(spec: DemoSpec) -> dict[str, list[TensorSpec]]:
 
 
 def _write_weights(folder: Path, spec: DemoSpec, files: dict[str, list[TensorSpec]], progress: Progress) -> None:
-    # Needs numpy, which the router's image does not have.
-    from moonshard_cluster.demo.weights import Weights
-
     total = sum(tensor.num_bytes for tensors in files.values() for tensor in tensors)
     written = told = 0
     for stream, (name, tensors) in enumerate(files.items()):

@@ -73,7 +73,7 @@ class Costs:
 
     def active_experts(self, num_tokens: float) -> float:
         """Distinct experts of a layer that `num_tokens` tokens choose, were all equally likely."""
-        return self.num_experts * (1 - (1 - self.top_k / self.num_experts) ** num_tokens)
+        return self.num_experts * float(1 - (1 - self.top_k / self.num_experts) ** num_tokens)
 
     def shards_per_row(self, num_shards: int) -> float:
         """On how many shards the experts of one token fall on average."""
