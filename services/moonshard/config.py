@@ -28,7 +28,7 @@ class RouterConfig(_Section):
     port: Port = 50051
     max_queue: PositiveInt = 1024
     max_message_mb: PositiveInt = 64
-    default_max_tokens: PositiveInt = 2048
+    default_max_tokens: PositiveInt = 32_768
     operator_key_file: Path | None = None
 
 

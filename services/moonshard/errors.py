@@ -6,6 +6,8 @@
     ├── RequestError           the request itself is at fault          gRPC INVALID_ARGUMENT
     │   └── DuplicateRequest   its id is in use                        gRPC ALREADY_EXISTS
     ├── Overloaded             the queue is full                       gRPC RESOURCE_EXHAUSTED
+    │   └── DeadlineTooClose   it would pass in the queue              gRPC RESOURCE_EXHAUSTED
+    ├── DeadlineExceeded       the caller's deadline has passed        gRPC DEADLINE_EXCEEDED
     ├── Aborted                somebody ended the request by its id    gRPC ABORTED
     ├── Unauthenticated        the call's key is missing or wrong      gRPC UNAUTHENTICATED
     ├── Unavailable            not ready, draining, or a worker lost   gRPC UNAVAILABLE
@@ -52,6 +54,14 @@ class Overloaded(MoonshardError):
     def __init__(self, problem: str, retry_after_s: float) -> None:
         super().__init__(f"{problem}; retry after {retry_after_s:g} s")
         self.retry_after_s = retry_after_s
+
+
+class DeadlineTooClose(Overloaded):
+    """The request's deadline would pass while it waits."""
+
+
+class DeadlineExceeded(MoonshardError):
+    """The request's deadline passed while it waited or ran."""
 
 
 class Aborted(MoonshardError):

@@ -32,6 +32,8 @@ REQUEST_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
     120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 )  # fmt: skip
+LENGTH_BUCKETS = tuple(float(2**power) for power in range(19))  # tokens: 1 to 256 Ki
+BATCH_BUCKETS = tuple(float(2**power) for power in range(13))  # sequences: 1 to 4096
 
 
 def new_registry() -> CollectorRegistry:

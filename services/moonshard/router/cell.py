@@ -16,7 +16,7 @@ from moonshard.router.rates import RateWindow
 from moonshard.router.wire import (
     credits_from_ready,
     membership_message,
-    update_from_output,
+    news_from_outputs,
     vitals_from_heartbeat,
     worker_from_join,
     worker_status,
@@ -73,7 +73,7 @@ class Cell:
         """Any message but the join. Raises ConfigError for one that breaks the protocol."""
         kind = message.WhichOneof("body")
         if kind == "outputs":
-            self._engine.update(worker_id.rank, [update_from_output(output) for output in message.outputs.outputs])
+            self._engine.update(worker_id.rank, *news_from_outputs(message.outputs))
         elif kind == "heartbeat":
             self._heartbeat(worker_id, message.heartbeat)
         elif kind == "expert_load":

@@ -6,16 +6,24 @@ gRPC; `WorkerCalls` carries its decisions out, `membership` decides elsewhere wh
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from moonshard.errors import MoonshardError, Unavailable
-from moonshard.router.admission import FreeCredits, admit
+from moonshard.errors import DeadlineTooClose, MoonshardError, Unavailable
+from moonshard.router.account import FreeCredits
+from moonshard.router.admission import admit
+from moonshard.router.delivery import Delivery, Fate
+from moonshard.router.expectations import AdmissionRate, expected_wait_s, retry_after_s
+from moonshard.router.fairness import Ledger
+from moonshard.router.fleet import Fleet
 from moonshard.router.flight import Flight, SequenceUpdate
 from moonshard.router.membership import Credits
 from moonshard.router.metrics import ABORT, ERROR, RouterMetrics
-from moonshard.router.queue import WaitingQueue
-from moonshard.sampling import FinishReason
+from moonshard.router.queue import Entry, FairQueue
+from moonshard.router.requests import Request
+
+# How far the line is looked at in one go.
+LOOK_AHEAD = 32
 
 
 class WorkerCalls(Protocol):
@@ -27,20 +35,31 @@ class WorkerCalls(Protocol):
 
 
 class Engine:
-    """refusal: why new requests are refused now, or None when they are welcome. idle: set while there are none."""
+    """refusal: why new requests are refused now, or None when they are welcome. idle: set while there are none.
 
-    def __init__(self, max_queue: int, calls: WorkerCalls, metrics: RouterMetrics, clock: Callable[[], float]) -> None:
+    weights: of tenants that the operator named, for the fair queue.
+    """
+
+    def __init__(
+        self,
+        max_queue: int,
+        calls: WorkerCalls,
+        metrics: RouterMetrics,
+        clock: Callable[[], float],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.refusal: str | None = "the cell is starting"
+        self.idle = asyncio.Event()
+        self.idle.set()
         self._calls = calls
         self._metrics = metrics
         self._clock = clock
-        # By sequence id.
-        self._flights: dict[str, Flight] = {}
-        self._running: dict[str, Flight] = {}
-        self._waiting: WaitingQueue[Flight] = WaitingQueue(max_queue)
-        self._credits: dict[int, FreeCredits] = {}
-        self.idle = asyncio.Event()
-        self.idle.set()
+        self._ledger = Ledger(weights)
+        self._waiting: FairQueue[Flight] = FairQueue(max_queue, self._ledger)
+        self._entries: dict[str, Entry[Flight]] = {}  # by sequence id: waiting and running
+        self._fleet = Fleet()
+        self._rate = AdmissionRate()
+        self._delivery = Delivery(metrics)
 
     @property
     def num_waiting(self) -> int:
@@ -48,11 +67,15 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return self._fleet.num_running
 
     @property
     def has_workers(self) -> bool:
-        return bool(self._credits)
+        return len(self._fleet) > 0
+
+    def num_waiting_of(self, tenant: str | None) -> int:
+        """Of everybody when None."""
+        return len(self._waiting) if tenant is None else self._waiting.num_waiting(tenant)
 
     def check_open(self) -> None:
         """Raises Unavailable with the refusal."""
@@ -60,128 +83,166 @@ class Engine:
             raise Unavailable(self.refusal)
 
     def submit(self, flights: Sequence[Flight]) -> None:
-        """Queue the sequences of one request, all or none. Raises Unavailable or Overloaded."""
+        """Queue the sequences of one request, all or none. Raises Unavailable, or Overloaded when the queue is full or
+        so long that the request's deadline would pass in it."""
         self.check_open()
-        self._waiting.check_room(len(flights))
+        self._waiting.check_room(len(flights), self._retry_after_s)
+        self._check_deadline(flights[0].request)
         for flight in flights:
-            self._waiting.push(flight.sequence_id, flight)
-            self._flights[flight.sequence_id] = flight
+            request = flight.request
+            entry = Entry(flight.sequence_id, request.tenant, request.priority, len(request.prompt_token_ids), flight)
+            self._ledger.opened(request.tenant)
+            self._waiting.push(entry)
+            self._entries[flight.sequence_id] = entry
         self.idle.clear()
         self._pump()
 
     def abandon(self, flights: Iterable[Flight]) -> None:
-        """The caller left; those that have ended already are passed over.
-
-        Their blocks count as free at once: a worker handles this Abort before any later Admit of the same stream.
-        """
+        """The caller left; those that have ended already are passed over."""
         for flight in flights:
-            if flight.sequence_id in self._flights:
-                self._abort(flight)
-                self._end(flight, ABORT)
+            if flight.sequence_id in self._entries:
+                self._cut(flight)
+                flight.end = ABORT
+                self._end(flight)
         self._pump()
 
     def add_worker(self, rank: int, credits: Credits) -> None:
-        self._credits[rank] = FreeCredits(rank, credits.block_size, credits.num_blocks, credits.max_num_seqs)
+        self._fleet.add(rank, credits)
         self._pump()
 
     def remove_worker(self, rank: int, problem: str) -> None:
         """Fail the worker's requests with Unavailable."""
-        self._credits.pop(rank, None)
-        self._fail([flight for flight in self._running.values() if flight.rank == rank], problem)
+        if self._fleet.has(rank):
+            self._fail(self._fleet.flights_of(rank), problem)
+            self._fleet.remove(rank)
+
+    def readmit_worker(self, rank: int) -> int:
+        """The worker is gone: its sequences go on elsewhere, or on this rank when it is back, with their output so far.
+
+        They stand before everybody who waits. Returns how many they are.
+        """
+        if not self._fleet.has(rank):
+            return 0
+        flights = self._fleet.flights_of(rank)
+        for flight in flights:
+            self._return(flight)
+        self._fleet.remove(rank)
+        self._pump()
+        return len(flights)
 
     def fail_all(self, problem: str) -> None:
         """Fail every request, waiting or running, with Unavailable; workers forget the running ones."""
-        for flight in self._running.values():
-            self._abort(flight)
-        self._fail(list(self._flights.values()), problem)
+        flights = [entry.item for entry in self._entries.values()]
+        for flight in flights:
+            self._cut(flight)
+        self._fail(flights, problem)
 
-    def update(self, rank: int, updates: Sequence[SequenceUpdate]) -> None:
-        """News from a worker. Sequences that were aborted meanwhile are passed over."""
+    def update(self, rank: int, updates: Sequence[SequenceUpdate], free: FreeCredits | None = None) -> None:
+        """News from a worker, and what it can take now. Sequences that were aborted meanwhile are passed over."""
         now_s = self._clock()
+        if updates:
+            self._metrics.batch_size.observe(len(updates))
         for update in updates:
-            flight = self._running.get(update.sequence_id)
-            if flight is not None and flight.rank == rank:
+            if flight := self._fleet.find(rank, update.sequence_id):
                 self._apply(flight, update, now_s)
+        if free is not None:
+            self._fleet.told(rank, free)
         self._pump()
 
     def _apply(self, flight: Flight, update: SequenceUpdate, now_s: float) -> None:
-        if update.token_ids:
-            self._take_tokens(flight, update, now_s)
-        if flight.output.stop_text is not None:
-            if update.finish_reason is None and not update.error:
-                self._abort(flight)
-            self._finish(flight, FinishReason.STOP, None, now_s)
-        elif update.error:
-            flight.answer.fail(Unavailable(f"attention-{flight.rank}: {update.error}"))
-            self._end(flight, ERROR)
-        elif update.finish_reason is not None:
-            self._finish(flight, update.finish_reason, update.stop_token_id, now_s)
-        flight.answer.touch(flight.choice)
-
-    def _take_tokens(self, flight: Flight, update: SequenceUpdate, now_s: float) -> None:
-        if flight.num_generated == 0:
-            flight.num_cached_tokens = update.num_cached_tokens
-        num_taken = flight.output.push(update.token_ids, update.logprobs, update.prompt_logprobs, update.stop_token_id)
-        self._count_tokens(flight, num_taken, now_s)
-
-    def _finish(self, flight: Flight, reason: FinishReason, stop_token_id: int | None, now_s: float) -> None:
-        flight.output.finish(flight.finish(reason, stop_token_id))
-        self._metrics.e2e_latency.observe(now_s - flight.request.arrival_s)
-        self._end(flight, reason.value)
-
-    def _abort(self, flight: Flight) -> None:
-        """Tell the worker that runs it, if one does."""
-        if flight.rank in self._credits:
-            self._calls.abort(flight.rank, [flight.sequence_id])
-
-    def _count_tokens(self, flight: Flight, num_tokens: int, now_s: float) -> None:
-        if flight.num_generated == 0:
-            flight.first_token_s = flight.last_token_s = now_s
-            self._metrics.time_to_first_token.observe(now_s - flight.request.arrival_s)
-        num_gaps = num_tokens if flight.num_generated else num_tokens - 1
-        for _ in range(num_gaps):
-            self._metrics.inter_token_latency.observe((now_s - flight.last_token_s) / num_gaps)
-        flight.num_generated += num_tokens
-        flight.last_token_s = now_s
-        self._metrics.generation_tokens.inc(num_tokens)
+        num_before = flight.num_generated
+        fate = self._delivery.deliver(flight, update, now_s)
+        self._ledger.charge(flight.request.tenant, flight.num_generated - num_before)
+        if flight.prefill_tokens and update.token_ids:
+            self._fleet.prefilled(flight)
+        if fate is Fate.CUT:
+            self._cut(flight)
+        if fate is Fate.PREEMPTED:
+            self._metrics.preemptions.inc()
+            self._return(flight)
+        elif fate is not Fate.RUNS:
+            self._end(flight)
 
     def _pump(self) -> None:
         """Admit whom the free credits allow."""
         joining: dict[int, list[Flight]] = defaultdict(list)
-        demands = (flight.demand for flight in self._waiting)
-        for assignment in list(admit(demands, self._credits.values())):
-            flight = self._waiting.pop(assignment.id)
-            assert flight is not None, "admit answers with ids of the queue"
-            self._start(flight, assignment.rank)
-            joining[assignment.rank].append(flight)
+        while len(self._waiting) and self._fleet.has_slot:
+            if not self._admit_some(joining):
+                break
         for rank, flights in joining.items():
             self._calls.admit(rank, flights)
-        self._show()
+        self._metrics.show(self.num_waiting, self.num_running)
 
-    def _start(self, flight: Flight, rank: int) -> None:
-        flight.rank, flight.admitted_s = rank, self._clock()
-        self._credits[rank] = self._credits[rank].reserve(flight.request.max_len)
-        self._running[flight.sequence_id] = flight
-        self._metrics.queue_time.observe(flight.admitted_s - flight.request.arrival_s)
-        self._metrics.prompt_tokens.inc(len(flight.request.prompt_token_ids))
+    def _admit_some(self, joining: dict[int, list[Flight]]) -> bool:
+        """Look at the head of the line once; whether anybody was admitted."""
+        entries = self._waiting.ahead(LOOK_AHEAD)
+        demands = {entry.id: self._fleet.demand(entry, self._ledger.is_newcomer(entry.tenant)) for entry in entries}
+        rooms = self._fleet.rooms(keeps_reserve=self._ledger.has_several)
+        admission = admit(demands.values(), rooms.values())
+        for entry_id, num_passed in admission.passed.items():
+            self._entries[entry_id].num_passed += num_passed
+        for assignment in admission.assignments:
+            entry = self._waiting.take(assignment.id)
+            assert entry is not None, "admit answers with ids of the queue"
+            self._fleet.join(entry.item, demands[entry.id], rooms[assignment.rank])
+            self._started(entry)
+            joining[assignment.rank].append(entry.item)
+        return bool(admission.assignments)
+
+    def _started(self, entry: Entry[Flight]) -> None:
+        flight, now_s = entry.item, self._clock()
+        self._ledger.started(entry.tenant)
+        self._rate.add(now_s, len(self._waiting))
+        if not entry.returned:
+            self._ledger.charge(entry.tenant, entry.num_tokens)
+            flight.admitted_s = now_s
+            self._metrics.admitted(flight)
+
+    def _return(self, flight: Flight) -> None:
+        """From its worker to the front of the line."""
+        self._leave_worker(flight)
+        self._waiting.push_back_first(self._entries[flight.sequence_id])
+
+    def _cut(self, flight: Flight) -> None:
+        """Tell the worker that runs it, if one does."""
+        if flight.rank is not None:
+            self._calls.abort(flight.rank, [flight.sequence_id])
+
+    def _leave_worker(self, flight: Flight) -> None:
+        if flight.rank is not None:
+            self._fleet.leave(flight)
+            self._ledger.stopped(flight.request.tenant)
 
     def _fail(self, flights: Sequence[Flight], problem: str) -> None:
         error: MoonshardError = Unavailable(problem)
         for flight in flights:
             flight.answer.fail(error)
-            self._end(flight, ERROR)
-        self._show()
+            flight.end = ERROR
+            self._end(flight)
+        self._metrics.show(self.num_waiting, self.num_running)
 
-    def _end(self, flight: Flight, finish_reason: str) -> None:
-        del self._flights[flight.sequence_id]
-        if not self._flights:
+    def _end(self, flight: Flight) -> None:
+        self._leave_worker(flight)
+        self._waiting.take(flight.sequence_id)
+        del self._entries[flight.sequence_id]
+        self._ledger.closed(flight.request.tenant)
+        if not self._entries:
             self.idle.set()
-        self._waiting.pop(flight.sequence_id)
-        self._running.pop(flight.sequence_id, None)
-        if flight.rank in self._credits:
-            self._credits[flight.rank] = self._credits[flight.rank].release(flight.request.max_len)
-        self._metrics.ended(finish_reason)
+        self._metrics.ended(flight.end)
 
-    def _show(self) -> None:
-        self._metrics.waiting.set(self.num_waiting)
-        self._metrics.running.set(self.num_running)
+    def _check_deadline(self, request: Request) -> None:
+        """A request that would wait past its deadline would only take the place of one that would not."""
+        if request.deadline_s is None:
+            return
+        now_s = self._clock()
+        wait_s = expected_wait_s(
+            len(self._waiting),
+            self._waiting.num_waiting(request.tenant),
+            self._ledger.share(request.tenant),
+            self._rate.per_second(now_s),
+        )
+        if wait_s is not None and wait_s > (left_s := request.deadline_s - now_s):
+            raise DeadlineTooClose(f"the wait is {wait_s:.1f} s, the deadline in {left_s:.1f} s", self._retry_after_s())
+
+    def _retry_after_s(self) -> float:
+        return retry_after_s(len(self._waiting), self._rate.per_second(self._clock()))

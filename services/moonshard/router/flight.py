@@ -1,8 +1,8 @@
 """One sequence between submission and end: a choice of a request, its place in the cell, and its times."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moonshard.router.admission import Demand
 from moonshard.router.answer import Answer
 from moonshard.router.output import ChoiceOutput
 from moonshard.router.requests import Finish, Request, Timings
@@ -32,6 +32,7 @@ class Flight:
     """request: of this choice alone. sequence_id: its name on the wire, never used twice.
 
     The caller's id may come back at once after an abort, while tokens of its former life are still on their way.
+    prefill_tokens: what its unfinished prompt counts in the worker's prefill budget. end: how it ended, for metrics.
     """
 
     request: Request
@@ -44,14 +45,22 @@ class Flight:
     last_token_s: float = 0.0
     num_generated: int = 0
     num_cached_tokens: int = 0
+    prefill_tokens: int = 0
+    prefix_hashes: Sequence[int] | None = None
+    end: str = ""
 
     @property
     def output(self) -> ChoiceOutput:
         return self.answer.outputs[self.choice]
 
     @property
-    def demand(self) -> Demand:
-        return Demand(self.sequence_id, self.request.max_len)
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.request.prompt_token_ids) + len(self.output.token_ids)
+
+    @property
+    def all_token_ids(self) -> Sequence[int]:
+        return (*self.request.prompt_token_ids, *self.output.token_ids)
 
     def finish(self, reason: FinishReason, stop_token_id: int | None) -> Finish:
         """How it ends, with its usage and times."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moonshard.errors import ConfigError
+from moonshard.router.account import FreeCredits
 from moonshard.router.flight import Flight, SequenceUpdate
 from moonshard.router.membership import Credits, Members, Role, Vitals, Welcome, Worker, WorkerId, WorkerState
 from moonshard.router.requests import Grammar
@@ -40,7 +41,18 @@ def vitals_from_heartbeat(beat: pb.Heartbeat) -> Vitals:
     return Vitals(beat.progress, beat.loaded_bytes, beat.total_bytes, beat.tokens, beat.resident_bytes)
 
 
-def update_from_output(output: pb.SequenceOutput) -> SequenceUpdate:
+def news_from_outputs(message: pb.SequenceOutputs) -> tuple[list[SequenceUpdate], FreeCredits | None]:
+    return list(map(_update_from_output, message.outputs)), _free_credits(message)
+
+
+def _free_credits(message: pb.SequenceOutputs) -> FreeCredits | None:
+    if not message.HasField("free"):
+        return None
+    free = message.free
+    return FreeCredits(free.num_free_blocks, free.num_free_seqs, free.num_admitted, free.num_pending_tokens)
+
+
+def _update_from_output(output: pb.SequenceOutput) -> SequenceUpdate:
     return SequenceUpdate(
         sequence_id=output.request_id,
         token_ids=tuple(output.token_ids),

@@ -19,6 +19,7 @@ from google.rpc.status_pb2 import Status
 from moonshard.errors import (
     Aborted,
     ConfigError,
+    DeadlineExceeded,
     DuplicateRequest,
     MoonshardError,
     Overloaded,
@@ -38,6 +39,7 @@ CODES: tuple[tuple[type[MoonshardError], grpc.StatusCode], ...] = (
     (DuplicateRequest, grpc.StatusCode.ALREADY_EXISTS),
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Aborted, grpc.StatusCode.ABORTED),
     (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),

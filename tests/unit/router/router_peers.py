@@ -133,6 +133,10 @@ class PeerWorker:
         stub: Any = WorkersStub(channel)
         self.call = stub.Join()
         self._join = join
+        self._writing = asyncio.Lock()
+        self._credits = pb.Credits()
+        self._running: dict[str, int] = {}  # blocks by sequence
+        self._num_admitted = 0
         self._reader: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "PeerWorker":
@@ -147,7 +151,14 @@ class PeerWorker:
 
     async def _read(self) -> None:
         async for message in self.call:
+            for sequence in message.admit.sequences:
+                self._num_admitted += 1
+                self._running[sequence.request_id] = len(sequence.prompt_token_ids) // self._credits.block_size + 1
+            for request_id in message.abort.request_ids:
+                del self._running[request_id]
             self.received.put_nowait(message)
+            if message.HasField("abort"):
+                await self.send(outputs=pb.SequenceOutputs(free=self.free()))
 
     async def next(self, kind: str) -> Any:
         """The body of the next message, which must be of this kind."""
@@ -157,7 +168,15 @@ class PeerWorker:
         return getattr(message, kind)
 
     async def send(self, **body: Any) -> None:
-        await self.call.write(pb.WorkerMessage(**body))
+        async with self._writing:
+            await self.call.write(pb.WorkerMessage(**body))
+
+    def free(self) -> pb.FreeCredits:
+        return pb.FreeCredits(
+            num_free_blocks=self._credits.num_blocks - sum(self._running.values()),
+            num_free_seqs=self._credits.max_num_seqs - len(self._running),
+            num_admitted=self._num_admitted,
+        )
 
     async def ready_shard(self) -> None:
         await self.send(ready=pb.Ready(data_address=f"unix:/shard-{self._join.rank}"))
@@ -166,11 +185,14 @@ class PeerWorker:
         credits = pb.Credits(
             block_size=block_size, num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_step_tokens=64
         )
+        self._credits = credits
         await self.send(ready=pb.Ready(credits=credits))
 
     async def output(self, request_id: str, token_ids: Sequence[int], **values: Any) -> None:
         output = pb.SequenceOutput(request_id=request_id, token_ids=token_ids, **values)
-        await self.send(outputs=pb.SequenceOutputs(outputs=[output]))
+        if output.finish_reason or output.error or output.preempted:
+            self._running.pop(request_id, None)
+        await self.send(outputs=pb.SequenceOutputs(outputs=[output], free=self.free()))
 
     async def answer(self, text: str) -> pb.Sequence:
         """Serve one admitted sequence: the text's bytes one by one, then the end of turn."""

@@ -1,4 +1,4 @@
-"""The engine under any sequence of events: credits, order and ends always add up."""
+"""The engine under any sequence of events: no sequence lost or doubled, no gap in any output, nobody forgotten."""
 
 from collections.abc import Sequence
 
@@ -13,67 +13,65 @@ from moonshard.router.flight import Flight, SequenceUpdate
 from moonshard.router.membership import Credits
 from moonshard.router.metrics import RouterMetrics
 from moonshard.router.requests import Request
-from moonshard.sampling import FinishReason, SamplingParams
+from moonshard.sampling import SamplingParams
 from tests.unit.router.router_peers import new_flight
+from tests.unit.router.simulated_worker import SimulatedWorker, token
 
-BLOCK_SIZE, NUM_BLOCKS, MAX_SEQS, MAX_QUEUE = 4, 10, 3, 4
+CREDITS = Credits(block_size=4, num_blocks=10, max_num_seqs=3, max_step_tokens=6)
+MAX_QUEUE = 6
 
 
-class PeerWorkers:
-    """Counts blocks and slots as attention workers do: refusing would be an error of the engine's."""
-
+class Workers:
     def __init__(self) -> None:
-        self.running: dict[int, dict[str, int]] = {}
-        self.admitted: list[str] = []
+        self.by_rank: dict[int, SimulatedWorker] = {}
 
     def admit(self, rank: int, flights: Sequence[Flight]) -> None:
-        batch = self.running[rank]
-        for flight in flights:
-            assert flight.sequence_id not in self.admitted, "a sequence id is never used twice"
-            batch[flight.sequence_id] = -(-flight.request.max_len // BLOCK_SIZE)
-            self.admitted.append(flight.sequence_id)
-        assert sum(batch.values()) <= NUM_BLOCKS
-        assert len(batch) <= MAX_SEQS
+        self.by_rank[rank].admit(flights)
 
     def abort(self, rank: int, sequence_ids: Sequence[str]) -> None:
-        for sequence_id in sequence_ids:
-            del self.running[rank][sequence_id]
+        self.by_rank[rank].abort(sequence_ids)
 
 
 class EngineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.workers = PeerWorkers()
+        self.workers = Workers()
         self.registry = CollectorRegistry()
-        self.now_s = 0.0
-        metrics = RouterMetrics(self.registry, "m")
-        self.engine = Engine(MAX_QUEUE, self.workers, metrics, lambda: self.now_s)
+        self.engine = Engine(MAX_QUEUE, self.workers, RouterMetrics(self.registry, "m"), lambda: 0.0)
         self.engine.refusal = None
         self.open: list[Flight] = []
         self.num_submitted = 0
 
-    @rule(prompt=st.integers(1, 20), max_tokens=st.integers(1, 20))
-    def submit(self, prompt: int, max_tokens: int) -> None:
+    @rule(prompt=st.integers(1, 20), max_tokens=st.integers(1, 20), tenant=st.sampled_from("ab"), n=st.integers(1, 2))
+    def submit(self, prompt: int, max_tokens: int, tenant: str, n: int) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, seed=0)
-        flight = new_flight(Request("r", (1,) * prompt, sampling, self.now_s), self.num_submitted)
+        request = Request("r", (1,) * prompt, sampling, 0.0, tenant)
+        flights = [new_flight(request, self.num_submitted + number) for number in range(n)]
         try:
-            self.engine.submit([flight])
-            self.open.append(flight)
-            self.num_submitted += 1
+            self.engine.submit(flights)
+            self.open += flights
+            self.num_submitted += n
         except Overloaded:
-            assert self.engine.num_waiting == MAX_QUEUE
+            assert self.engine.num_waiting + n > MAX_QUEUE
 
     @rule(rank=st.integers(0, 1))
     def worker_comes(self, rank: int) -> None:
-        if rank not in self.workers.running:
-            self.workers.running[rank] = {}
-            self.engine.add_worker(rank, Credits(BLOCK_SIZE, NUM_BLOCKS, MAX_SEQS, 8))
+        if rank not in self.workers.by_rank:
+            self.workers.by_rank[rank] = SimulatedWorker(CREDITS)
+            self.engine.add_worker(rank, CREDITS)
 
     @rule(rank=st.integers(0, 1))
     def worker_goes(self, rank: int) -> None:
-        if self.workers.running.pop(rank, None) is not None:
+        if self.workers.by_rank.pop(rank, None):
+            gone = [flight for flight in self.open if flight.rank == rank]
             self.engine.remove_worker(rank, "lost")
-            self._forget(flight for flight in list(self.open) if flight.rank == rank)
+            self._forget(gone)
+
+    @rule(rank=st.integers(0, 1))
+    def worker_goes_and_its_sequences_go_on(self, rank: int) -> None:
+        if self.workers.by_rank.pop(rank, None):
+            running = sum(flight.rank == rank for flight in self.open)
+            assert self.engine.readmit_worker(rank) == running
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -83,16 +81,13 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.abandon([flight])
         self.engine.abandon([flight])
 
-    @precondition(lambda self: any(flight.rank is not None for flight in self.open))
-    @rule(data=st.data(), error=st.booleans())
-    def sequence_ends(self, data: st.DataObject, error: bool) -> None:
-        flight = data.draw(st.sampled_from([flight for flight in self.open if flight.rank is not None]))
-        assert flight.rank is not None
-        del self.workers.running[flight.rank][flight.sequence_id]
-        self.open.remove(flight)
-        reason = None if error else FinishReason.LENGTH
-        update = SequenceUpdate(flight.sequence_id, (1, 2), reason, error="broken" if error else "")
-        self.engine.update(flight.rank, [update, update])
+    @rule(rank=st.integers(0, 1), num_steps=st.integers(1, 8))
+    def worker_runs(self, rank: int, num_steps: int) -> None:
+        if worker := self.workers.by_rank.get(rank):
+            for _ in range(num_steps):
+                updates, _ = worker.step()
+                self.engine.update(rank, updates, worker.free())
+            self._forget([flight for flight in self.open if flight.output.is_finished])
 
     @rule()
     def everything_fails(self) -> None:
@@ -102,24 +97,36 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def sums_add_up(self) -> None:
-        assert self.engine.num_running == sum(len(batch) for batch in self.workers.running.values())
         assert self.engine.num_running + self.engine.num_waiting == len(self.open)
         ended = sum(self._value("moonshard_requests_total", reason) for reason in ("stop", "length", "abort", "error"))
         assert ended + len(self.open) == self.num_submitted
 
     @invariant()
-    def those_who_wait_came_after_those_who_run(self) -> None:
-        numbers = [int(flight.sequence_id.split("#")[1]) for flight in self.open if flight.rank is None]
-        running = [int(sequence_id.split("#")[1]) for sequence_id in self.workers.admitted]
-        assert not numbers or not running or min(numbers) > max(running)
+    def outputs_have_neither_gap_nor_repeat(self) -> None:
+        for flight in self.open:
+            assert flight.output.token_ids == [token(position) for position in range(flight.num_generated)]
 
     @invariant()
     def nobody_waits_beside_an_idle_worker(self) -> None:
-        if any(not batch for batch in self.workers.running.values()):
+        if any(worker.is_idle for worker in self.workers.by_rank.values()):
             assert self.engine.num_waiting == 0
 
-    def _forget(self, flights: object) -> None:
-        gone = list(flights)  # type: ignore[call-overload]
+    def teardown(self) -> None:
+        """Whatever happened, all that is left gets through."""
+        self.worker_comes(0)
+        for _ in range(2000):
+            if not self.open:
+                break
+            for rank in list(self.workers.by_rank):
+                self.worker_runs(rank, 1)
+        assert not self.open, f"{len(self.open)} never end"
+        for rank, worker in self.workers.by_rank.items():
+            worker.step()
+            assert worker.is_idle
+            assert worker.num_free_blocks == CREDITS.num_blocks
+            self.engine.update(rank, [], worker.free())
+
+    def _forget(self, gone: Sequence[Flight]) -> None:
         self.open = [flight for flight in self.open if flight not in gone]
 
     def _value(self, name: str, reason: str) -> float:
@@ -128,3 +135,15 @@ class EngineMachine(RuleBasedStateMachine):
 
 TestEngine = EngineMachine.TestCase
 TestEngine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_sequence_that_fails_leaves_the_others_alone() -> None:
+    workers = Workers()
+    workers.by_rank[0] = SimulatedWorker(CREDITS)
+    engine = Engine(MAX_QUEUE, workers, RouterMetrics(CollectorRegistry(), "m"), lambda: 0.0)
+    engine.refusal = None
+    engine.add_worker(0, CREDITS)
+    flights = [new_flight(Request("r", (1, 2), SamplingParams(max_tokens=4, seed=0), 0.0), n) for n in range(2)]
+    engine.submit(flights)
+    engine.update(0, [SequenceUpdate(flights[0].sequence_id, (97,), error="non-finite logits")])
+    assert (engine.num_running, flights[0].answer.is_open, flights[1].answer.is_open) == (1, False, True)

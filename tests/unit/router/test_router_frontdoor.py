@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from moonshard.errors import Aborted, DuplicateRequest, Overloaded, RequestError, Unavailable
+from moonshard.router.account import FreeCredits
 from moonshard.router.answer import Answer
 from moonshard.router.engine import Engine
 from moonshard.router.flight import Flight, SequenceUpdate
@@ -126,6 +127,7 @@ def test_ids_are_held_until_the_end_and_aborts_reach_every_choice() -> None:
         with pytest.raises(Aborted, match="'mine' was aborted"):
             await read(answer)
         again = scene.submit("mine")
+        scene.engine.update(0, [], FreeCredits(num_free_blocks=64, num_free_seqs=1, num_admitted=1))
         answer.abandon()  # of the former life: must not touch the new one
         scene.say(1, "yes", FinishReason.STOP)
         assert [delta.text for delta in await read(again)] == ["yes"]
