@@ -5,6 +5,7 @@
     ├── CheckpointError        a file of the checkpoint: missing, truncated, wrong tensors
     ├── RequestError           the request itself is at fault          gRPC INVALID_ARGUMENT
     │   └── DuplicateRequest   its id is in use                        gRPC ALREADY_EXISTS
+    ├── Unsupported            a call that this server has no use for  gRPC UNIMPLEMENTED
     ├── Overloaded             the queue is full                       gRPC RESOURCE_EXHAUSTED
     │   └── DeadlineTooClose   it would pass in the queue              gRPC RESOURCE_EXHAUSTED
     ├── DeadlineExceeded       the caller's deadline has passed        gRPC DEADLINE_EXCEEDED
@@ -46,6 +47,10 @@ class RequestError(MoonshardError):
 
 class DuplicateRequest(RequestError):
     """The request id is already in use."""
+
+
+class Unsupported(MoonshardError):
+    """A call of a contract that is served only in part."""
 
 
 class Overloaded(MoonshardError):

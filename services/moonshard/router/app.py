@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
+from smg_grpc_proto.generated.vllm_engine_pb2_grpc import add_VllmEngineServicer_to_server
 
 from moonshard.config import CellConfig
 from moonshard.grammar import GrammarEngine
@@ -18,6 +19,9 @@ from moonshard.router.connections import Connections
 from moonshard.router.constraints import Grammars
 from moonshard.router.engine import Engine
 from moonshard.router.frontdoor import FrontDoor
+from moonshard.router.gateway import service as gateway_service
+from moonshard.router.gateway.kv_events import KvEvents
+from moonshard.router.gateway.loads import LoadMeter
 from moonshard.router.load import LoadBook
 from moonshard.router.load_metrics import register_load_metrics
 from moonshard.router.membership import Membership
@@ -36,6 +40,7 @@ logger = logging.getLogger(__name__)
 GOODBYE_S = 3.0  # for workers to leave once they are told to
 CALLS_END_S = 1.0  # for answers on their way when the server stops
 
+GATEWAYS = gateway_service.SERVICE_NAME
 INFERENCE, WORKERS, CLUSTER = (s.SERVICE_NAME for s in (inference_service, workers_service, cluster_service))
 
 
@@ -52,9 +57,11 @@ class Router:
         self._connections = Connections()
         self.engine = Engine(config.router.max_queue, self._connections, metrics, time.monotonic)
         load = LoadBook(model.num_experts, config.metrics.load_history_s)
-        self.cell = Cell(membership, self._connections, self.engine, load, time.monotonic)
+        kv_events = KvEvents(config.attention.block_size)
+        self.cell = Cell(membership, self._connections, self.engine, load, time.monotonic, kv_events)
         register_load_metrics(registry, model.name, load, lambda: self.cell.membership, time.monotonic)
-        self._server = RpcServer((INFERENCE, WORKERS, CLUSTER), config.router.max_message_mb)
+        self._for_clients = (INFERENCE, GATEWAYS) if model.gateway else (INFERENCE,)
+        self._server = RpcServer((*self._for_clients, WORKERS, CLUSTER), config.router.max_message_mb)
         self._cluster = cluster_service.ClusterService(
             config, model.name, self.cell, self.engine, OperatorKey.read(config.router), time.monotonic
         )
@@ -65,6 +72,10 @@ class Router:
         add_InferenceServicer_to_server(inference, self._server.server)
         add_WorkersServicer_to_server(workers_service.WorkersService(self.cell), self._server.server)
         add_ClusterServicer_to_server(self._cluster, self._server.server)
+        if model.gateway:
+            loads = LoadMeter(config, self.cell, self.engine, time.monotonic)
+            gateways = gateway_service.VllmEngineService(model, model.gateway, self.door, loads, kv_events)
+            add_VllmEngineServicer_to_server(gateways, self._server.server)
         self._metrics_server: RunningMetrics | None = None
         self._run_file: Path | None = None
         self._follower: asyncio.Task[None] | None = None
@@ -126,7 +137,7 @@ class Router:
             if ready != was_ready:
                 logger.info("the cell is ready" if ready else "the cell is not ready: %s", *self._missing(ready))
                 was_ready = ready
-            for entry in (WHOLE_SERVER, INFERENCE):
+            for entry in (WHOLE_SERVER, *self._for_clients):
                 await self._server.set_serving(entry, ready)
 
     def _missing(self, ready: bool) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Runs in the event loop's thread; nothing here awaits.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from moonshard.router.connections import Connection, Connections
 from moonshard.router.engine import Engine
@@ -34,6 +35,14 @@ class _Pulse:
         self.rate = RateWindow()
 
 
+class CacheWatcher(Protocol):
+    """Told what the attention workers' prefix caches hold."""
+
+    def receive(self, rank: int, events: Iterable[pb.KvEvent]) -> None: ...
+
+    def forget(self, rank: int) -> None: ...
+
+
 class Cell:
     """changed: set whenever readiness may have changed; its waiter clears it. is_draining: see `drain`."""
 
@@ -44,6 +53,7 @@ class Cell:
         engine: Engine,
         load: LoadBook,
         clock: Callable[[], float],
+        caches: CacheWatcher,
     ) -> None:
         self.membership = membership
         self.load = load
@@ -51,6 +61,7 @@ class Cell:
         self._connections = connections
         self._engine = engine
         self._clock = clock
+        self._caches = caches
         self._pulses: dict[WorkerId, _Pulse] = {}
         self.is_draining = False
         self._gate()
@@ -81,7 +92,7 @@ class Cell:
         elif kind == "ready":
             self._ready(worker_id, message.ready)
         elif kind == "kv_events":
-            pass  # for those who subscribe
+            self._caches.receive(worker_id.rank, message.kv_events.events)
         else:
             logger.warning("%s sent a message that is not understood here: %s", worker_id, kind)
 
@@ -93,6 +104,13 @@ class Cell:
         logger.log(logging.INFO if self.is_draining else logging.ERROR, "%s lost: %s", worker.describe(), problem)
         self._commit(self.membership.lost(worker.id), ())
         self._fail_requests_of(worker, f"{worker.describe()} lost: {problem}")
+
+    def flush_caches(self) -> int:
+        """Have every attention worker forget the cached blocks that are not in use; how many were asked."""
+        ids = [worker_id for worker_id in self.membership.workers if worker_id.role is Role.ATTENTION]
+        for worker_id in ids:
+            self._connections.send(worker_id, pb.RouterMessage(flush_cache=pb.FlushCache()))
+        return len(ids)
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
@@ -131,6 +149,7 @@ class Cell:
 
     def _fail_requests_of(self, worker: Worker, problem: str) -> None:
         if worker.id.role is Role.ATTENTION:
+            self._caches.forget(worker.id.rank)
             self._engine.remove_worker(worker.id.rank, problem)
         # Every request needs every shard, and some attention worker.
         if worker.id.role is Role.EXPERT or not self._engine.has_workers:

@@ -70,6 +70,12 @@ class Engine:
         return self._fleet.num_running
 
     @property
+    def num_free_tokens(self) -> int:
+        """KV cache that nothing has claimed, all attention workers together."""
+        rooms = self._fleet.rooms(keeps_reserve=False).values()
+        return sum(max(0, room.num_free_blocks) * room.block_size for room in rooms)
+
+    @property
     def has_workers(self) -> bool:
         return len(self._fleet) > 0
 

@@ -156,6 +156,11 @@ class Membership:
         """Tokens that the largest ready attention worker holds; None before any is ready."""
         return max((w.credits.kv_capacity for w in self._of(Role.ATTENTION) if w.credits), default=None)
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that all ready attention workers hold together."""
+        return sum(w.credits.kv_capacity for w in self._of(Role.ATTENTION) if w.credits)
+
     def describe_missing(self) -> str:
         """What the cell waits for, in words; empty when it is ready."""
         missing = list(self._missing())

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from moonshard.config import CellConfig
 from moonshard.model.config import ModelConfig
+from moonshard.router.gateway.served import GatewayModel
 from moonshard.router.template import ChatTemplate
 from moonshard.tokenizer import Tokenizer, load_tokenizer
 
@@ -21,6 +22,8 @@ class Template(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
+    """gateway: what the gateways' service needs besides; without it that service is not offered."""
+
     name: str
     checkpoint_id: str
     vocab_size: int
@@ -31,20 +34,24 @@ class ServedModel:
     num_layers: int
     tokenizer: Tokenizer
     template: Template
+    gateway: GatewayModel | None = None
 
 
 def load_served_model(config: CellConfig) -> ServedModel:
     """Read the checkpoint's small files. Raises ConfigError or CheckpointError."""
     model = ModelConfig.from_dir(config.checkpoint)
+    tokenizer = load_tokenizer(config.checkpoint)
+    eos_token_ids = tuple(model.eos_token_ids)
     return ServedModel(
         name=config.model_name or config.checkpoint.resolve().name,
         checkpoint_id=model.checkpoint_id,
         vocab_size=model.vocab_size,
         max_position_embeddings=model.max_position_embeddings,
-        eos_token_ids=tuple(model.eos_token_ids),
+        eos_token_ids=eos_token_ids,
         num_experts=model.n_routed_experts,
         num_experts_per_token=model.num_experts_per_tok,
         num_layers=model.num_hidden_layers,
-        tokenizer=load_tokenizer(config.checkpoint),
+        tokenizer=tokenizer,
         template=ChatTemplate.load(config.checkpoint),
+        gateway=GatewayModel(config.checkpoint, tokenizer, eos_token_ids),
     )

@@ -31,13 +31,7 @@ class ChatTemplate:
     @classmethod
     def load(cls, checkpoint_dir: Path) -> "ChatTemplate":
         """From chat_template.jinja, else chat_template in tokenizer_config.json. Raises CheckpointError."""
-        path = checkpoint_dir / "chat_template.jinja"
-        if not path.is_file():
-            return cls(*_template_in_config(checkpoint_dir / "tokenizer_config.json"))
-        try:
-            return cls(read_bytes(path).decode(), str(path))
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path}: not UTF-8: {error}") from None
+        return cls(*read_template(checkpoint_dir))
 
     def render(
         self,
@@ -57,6 +51,17 @@ class ChatTemplate:
             return self._template.render(values)
         except _TEMPLATE_FAILURES as error:
             raise RequestError("messages", f"the chat template refuses them: {error}") from error
+
+
+def read_template(checkpoint_dir: Path) -> tuple[str, str]:
+    """The template's source and where it stands. Raises CheckpointError."""
+    path = checkpoint_dir / "chat_template.jinja"
+    if not path.is_file():
+        return _template_in_config(checkpoint_dir / "tokenizer_config.json")
+    try:
+        return read_bytes(path).decode(), str(path)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8: {error}") from None
 
 
 def _template_in_config(path: Path) -> tuple[str, str]:

@@ -26,11 +26,12 @@ from moonshard.errors import (
     RequestError,
     Unauthenticated,
     Unavailable,
+    Unsupported,
 )
 
 logger = logging.getLogger(__name__)
 
-OUR_METHODS = "/moonshard."
+OUR_METHODS = ("/moonshard.", "/vllm.grpc.engine.")
 RETRY_AFTER = "retry-after"  # seconds, as HTTP's header of that name
 STATUS_DETAILS = "grpc-status-details-bin"
 
@@ -38,6 +39,7 @@ STATUS_DETAILS = "grpc-status-details-bin"
 CODES: tuple[tuple[type[MoonshardError], grpc.StatusCode], ...] = (
     (DuplicateRequest, grpc.StatusCode.ALREADY_EXISTS),
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (Unsupported, grpc.StatusCode.UNIMPLEMENTED),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Aborted, grpc.StatusCode.ABORTED),

@@ -232,8 +232,8 @@ class PeerCell:
 
 
 @asynccontextmanager
-async def started_router(config: CellConfig) -> AsyncIterator[PeerCell]:
-    router = Router(config, small_model(), new_registry())
+async def started_router(config: CellConfig, model: ServedModel | None = None) -> AsyncIterator[PeerCell]:
+    router = Router(config, model or small_model(), new_registry())
     await router.start()
     async with grpc.aio.insecure_channel(router.address) as channel:
         try:
@@ -243,9 +243,9 @@ async def started_router(config: CellConfig) -> AsyncIterator[PeerCell]:
 
 
 @asynccontextmanager
-async def ready_cell(config: CellConfig, **credits: int) -> AsyncIterator[PeerCell]:
+async def ready_cell(config: CellConfig, model: ServedModel | None = None, **credits: int) -> AsyncIterator[PeerCell]:
     """A router with all its shards and attention workers ready."""
-    async with started_router(config) as cell:
+    async with started_router(config, model) as cell:
         for rank in range(config.num_shards):
             cell.shards.append(await _joined(cell, pb.ROLE_EXPERT, rank, config.num_shards))
         for rank in range(config.num_attention):
