@@ -43,5 +43,10 @@ def _keep_best_groups(choice_TE: Tensor, num_groups: int, num_kept: int) -> Tens
 
 
 def _best(scores_TX: Tensor, count: int) -> Tensor:
-    # topk leaves the order of equal scores open; a stable sort does not.
-    return torch.argsort(scores_TX, dim=-1, descending=True, stable=True)[:, :count]
+    """Places of the best in each row, best first; of equal scores the lower place wins."""
+    # topk leaves the order of equal scores open; a stable sort does not, but takes five times as long.
+    found = scores_TX.topk(min(count + 1, scores_TX.shape[-1]), -1)
+    is_tied = (found.values[:, :-1] == found.values[:, 1:]) | found.values[:, :-1].isnan()
+    if bool(is_tied.any()):
+        return torch.argsort(scores_TX, dim=-1, descending=True, stable=True)[:, :count]
+    return found.indices[:, :count]
