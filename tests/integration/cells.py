@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,25 @@ def running_cell(checkpoint: Path, log_dir: Path, **values: Any) -> Iterator[tup
         cluster.drain()
 
 
+@dataclass(frozen=True)
+class Answered:
+    """num_cached: prompt tokens that came from the prefix cache."""
+
+    token_ids: list[int]
+    num_cached: int
+
+
+def ask(client: Client, prompt: list[int], sampling: pb.SamplingParams) -> Answered:
+    """One whole answer."""
+    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
+    responses = list(client.generate(request, ANSWER_S))
+    return Answered([token for r in responses for token in r.token_ids], responses[-1].finish.usage.cached_tokens)
+
+
 def greedy(client: Client, prompt: list[int], max_tokens: int) -> list[int]:
     """Token ids of a greedy continuation that does not stop at the end of a turn."""
     sampling = pb.SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
-    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
-    return [token for response in client.generate(request, ANSWER_S) for token in response.token_ids]
+    return ask(client, prompt, sampling).token_ids
 
 
 def moonshard(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
