@@ -1,0 +1,1 @@
+"""Grafana dashboards as Python values: `python -m moonshard_cluster.boards` writes helm/moonshard/dashboards/*.json."""

@@ -1,0 +1,138 @@
+"""Is the whole thing well?"""
+
+from moonshard_cluster.boards.panels import SCOPE, Board, Kind, Panel, Query, Row, quantile, quantiles, rate, value
+
+ENDED = rate("moonshard_requests_total")
+FAILED = rate("moonshard_requests_total", 'finish_reason="error"')
+PROCESS = 'namespace=~"$namespace"'
+
+WELL = Row(
+    "Is it well?",
+    [
+        Panel(
+            "Experts covered",
+            "Logical experts with at least one live copy, of all. Below 1 no request can be served.",
+            [Query(f"sum({value('moonshard_experts_covered')}) / sum({value('moonshard_experts_logical')})")],
+            "percentunit",
+            Kind.STAT,
+            width=4,
+            height=5,
+            max_value=1,
+        ),
+        Panel(
+            "Workers",
+            "Attention workers and shards that the router holds a control stream to.",
+            [Query(f"count({value('moonshard_worker_resident_bytes')})")],
+            "short",
+            Kind.STAT,
+            width=4,
+            height=5,
+        ),
+        Panel(
+            "Requests", "Requests ended per second.", [Query(f"sum({ENDED})")], "reqps", Kind.STAT, width=4, height=5
+        ),
+        Panel(
+            "Failed",
+            "Share of the requests that ended with an error.",
+            [Query(f"sum({FAILED}) / clamp_min(sum({ENDED}), 1e-9)")],
+            "percentunit",
+            Kind.STAT,
+            width=4,
+            height=5,
+            thresholds=((0.01, "orange"), (0.05, "red")),
+        ),
+        Panel(
+            "Tokens",
+            "Tokens generated per second.",
+            [Query(f"sum({rate('moonshard_generation_tokens_total')})")],
+            "short",
+            Kind.STAT,
+            width=4,
+            height=5,
+        ),
+        Panel(
+            "First token, p99",
+            "From a request's arrival to its first token.",
+            [quantile(0.99, "moonshard_time_to_first_token_seconds")],
+            "s",
+            Kind.STAT,
+            width=4,
+            height=5,
+        ),
+    ],
+)
+
+SPEED = Row(
+    "How fast is it?",
+    [
+        Panel(
+            "Tokens per second",
+            "Prompt tokens of admitted requests, and tokens generated.",
+            [
+                Query(f"sum({rate('moonshard_prompt_tokens_total')})", "prompt"),
+                Query(f"sum({rate('moonshard_generation_tokens_total')})", "generated"),
+            ],
+            "short",
+        ),
+        Panel(
+            "Time to first token",
+            "From a request's arrival to its first token.",
+            quantiles("moonshard_time_to_first_token_seconds"),
+            "s",
+        ),
+        Panel(
+            "Between tokens",
+            "Between two tokens of one request.",
+            quantiles("moonshard_inter_token_latency_seconds"),
+            "s",
+        ),
+    ],
+)
+
+PROCESSES = Row(
+    "Processes",
+    [
+        Panel(
+            "Memory",
+            "Resident bytes of each worker, as its heartbeat told.",
+            [Query(value("moonshard_worker_resident_bytes"), "{{worker}}")],
+            "bytes",
+        ),
+        Panel(
+            "Memory by process",
+            "Resident and virtual bytes of every process, the router included.",
+            [
+                Query(f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),
+                Query(f"process_virtual_memory_bytes{{{PROCESS}}}", "{{instance}} virtual"),
+            ],
+            "bytes",
+        ),
+        Panel(
+            "CPU",
+            "Cores that each process keeps busy.",
+            [Query(f"rate(process_cpu_seconds_total{{{PROCESS}}}[$__rate_interval])", "{{instance}}")],
+            "short",
+        ),
+        Panel(
+            "Open files",
+            "Descriptors in use, of those allowed. A leak grows.",
+            [Query(f"process_open_fds{{{PROCESS}}} / process_max_fds{{{PROCESS}}}", "{{instance}}")],
+            "percentunit",
+        ),
+        Panel(
+            "Running for",
+            "Time since each process started.",
+            [Query(f"time() - process_start_time_seconds{{{PROCESS}}}", "{{instance}}")],
+            "s",
+        ),
+    ],
+)
+
+assert SCOPE.startswith(PROCESS), "processes have no model"
+
+BOARD = Board(
+    "moonshard-cluster",
+    "moonshard / cluster",
+    "One look at a cell: coverage, requests, tokens, latency, processes.",
+    [WELL, SPEED, PROCESSES],
+)
