@@ -7,7 +7,9 @@ import pytest
 
 from moonshard_cluster.client import Client
 from moonshard_cluster.local.supervisor import LocalCluster
+from tests.conftest import REPOSITORY
 from tests.integration.cells import EXACT, OPEN, CommandLineCell, running_cell
+from tests.integration.prometheus_server import running_prometheus
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,15 @@ def shared_cell(
 @pytest.fixture
 def client(shared_cell: tuple[LocalCluster, Client]) -> Client:
     return shared_cell[1]
+
+
+@pytest.fixture
+def prometheus(client: Client, tmp_path: Path) -> Iterator[str]:
+    """A real Prometheus that scrapes all processes of the shared cell and evaluates our rules; its address."""
+    targets = [worker.metrics_address for worker in client.status().workers]
+    rules = sorted((REPOSITORY / "helm" / "moonshard" / "rules").glob("*.yaml"))
+    with running_prometheus(targets, tmp_path, rules) as address:
+        yield address
 
 
 @pytest.fixture
