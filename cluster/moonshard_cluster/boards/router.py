@@ -59,9 +59,68 @@ WAITING = Row(
     ],
 )
 
+WORK = Row(
+    "What do requests ask for?",
+    [
+        Panel(
+            "Prompts",
+            "Tokens of finished requests' prompts.",
+            quantiles("moonshard_request_prompt_tokens"),
+            "short",
+        ),
+        Panel(
+            "Answers",
+            "Tokens generated for finished requests.",
+            quantiles("moonshard_request_generation_tokens"),
+            "short",
+        ),
+        Panel(
+            "Cached prompt tokens",
+            "Share of the prompt tokens that workers found in their prefix caches.",
+            [
+                Query(
+                    f"sum({rate('moonshard_router_cached_prompt_tokens_total')}) / "
+                    f"clamp_min(sum({rate('moonshard_prompt_tokens_total')}), 1e-9)"
+                )
+            ],
+            "percentunit",
+        ),
+        Panel(
+            "Prefill",
+            "From admission to the first token.",
+            quantiles("moonshard_request_prefill_time_seconds"),
+            "s",
+        ),
+        Panel(
+            "Decode",
+            "From the first token to the last.",
+            quantiles("moonshard_request_decode_time_seconds"),
+            "s",
+        ),
+        Panel(
+            "Time per token",
+            "A request's mean time between tokens.",
+            quantiles("moonshard_request_time_per_output_token_seconds"),
+            "s",
+        ),
+        Panel(
+            "Batch",
+            "Sequences that had news in one iteration of a worker.",
+            quantiles("moonshard_router_batch_size"),
+            "short",
+        ),
+        Panel(
+            "Queued again",
+            "Sequences per second that a worker gave back.",
+            [Query(f"sum({rate('moonshard_router_readmissions_total')})")],
+            "short",
+        ),
+    ],
+)
+
 BOARD = Board(
     "moonshard-router",
     "moonshard / router",
     "Requests, refusals, latency and the queue.",
-    [CALLERS, WAITING],
+    [CALLERS, WAITING, WORK],
 )
