@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from moonshard.errors import ConfigError
 
@@ -60,11 +60,18 @@ class ExpertConfig(_Section):
 
 
 class TimeoutConfig(_Section):
-    """Every wait has one of these limits, in seconds."""
+    """Every wait has one of these limits, in seconds.
+
+    combine_s: for the answer of a shard whose link is up; then the shard is suspected. failover_s: for a lost shard or
+    attention worker to come back; requests wait as long. 0: they fail at once. hedge_s: at least, before rows of a slow
+    shard also go to its replica.
+    """
 
     load_s: PositiveSeconds = 3600.0
     join_s: PositiveSeconds = 60.0
     combine_s: PositiveSeconds = 60.0
+    failover_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    hedge_s: PositiveSeconds = 0.25
     heartbeat_s: PositiveSeconds = 1.0
     drain_s: PositiveSeconds = 30.0
 
@@ -105,7 +112,7 @@ class CellConfig(_Section):
     C++ kernels for CPUs, "torch" its operators, "auto" the former where they are built. latent_norm_eps: None takes
     the checkpoint's rms_norm_eps, as vLLM and SGLang do; 1e-6 is what transformers computes (specification 2.1).
     run_dir holds sockets and router.json. collective_address: where rank 0 of the `all_to_all` transport meets the
-    others.
+    others. num_replicas: copies of each expert shard, each a process of its own (links only).
     """
 
     checkpoint: Path
@@ -113,6 +120,7 @@ class CellConfig(_Section):
     num_shards: PositiveInt = 8
     num_attention: PositiveInt = 1
     transport: Literal["links", "all_to_all"] = "links"
+    num_replicas: PositiveInt = 1
     links: Literal["unix", "tcp"] = "unix"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -126,6 +134,13 @@ class CellConfig(_Section):
     timeouts: TimeoutConfig = TimeoutConfig()
     metrics: MetricsConfig = MetricsConfig()
     network: NetworkConfig = NetworkConfig()
+
+    @field_validator("num_replicas")
+    @classmethod
+    def _replicas_need_links(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("transport") == "all_to_all":
+            raise ValueError("must be 1 with all_to_all, whose group has each shard once")
+        return value
 
     @classmethod
     def build(cls, values: dict[str, Any]) -> Self:

@@ -22,14 +22,19 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The shape of one cell. Shard i holds the i-th contiguous block of logical experts in every MoE layer."""
+    """The shape of one cell. Shard i holds the i-th contiguous block of logical experts in every MoE layer.
+
+    Each shard exists num_replicas times, as expert workers of their own: ranks first count through the shards, then
+    through the replicas.
+    """
 
     num_experts: int
     num_shards: int
     num_attention: int
+    num_replicas: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "num_shards", "num_attention"):
+        for name in ("num_experts", "num_shards", "num_attention", "num_replicas"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(name, f"must be at least 1, got {value}")
         if self.num_experts % self.num_shards:
@@ -40,6 +45,18 @@ class Topology:
     @property
     def experts_per_shard(self) -> int:
         return self.num_experts // self.num_shards
+
+    @property
+    def num_expert_workers(self) -> int:
+        return self.num_shards * self.num_replicas
+
+    def shard_of(self, rank: int) -> int:
+        """The shard that an expert worker serves."""
+        return rank % self.num_shards
+
+    def replica_of(self, rank: int) -> int:
+        """Which copy of its shard an expert worker is, from 0."""
+        return rank // self.num_shards
 
     @property
     def world_size(self) -> int:

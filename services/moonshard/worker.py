@@ -84,11 +84,15 @@ class LoadProgress:
 
 
 class Inbox:
-    """Messages from the router, except Shutdown, which ends the worker. `wakes` are called after each."""
+    """Messages from the router, except Shutdown, which ends the worker. `wakes` are called after each.
+
+    on_members: takes Members messages at once, in the link's thread, instead of the loop that may wait for a shard.
+    """
 
     def __init__(self, lifetime: Lifetime) -> None:
         self.messages: queue.SimpleQueue[pb.RouterMessage] = queue.SimpleQueue()
         self.wakes: list[Callable[[], None]] = []
+        self.on_members: Callable[[pb.Members], None] | None = None
         self._lifetime = lifetime
         self._link: RouterLink | None = None
         # `attach` and the link's reader may both sort messages at the start; their order must not change.
@@ -106,6 +110,8 @@ class Inbox:
             while (message := _poll(self._link.received())) is not None:
                 if message.WhichOneof("body") == "shutdown":
                     self._lifetime.stop(f"the router says: {message.shutdown.reason}")
+                elif self.on_members and message.WhichOneof("body") == "members":
+                    self.on_members(message.members)
                 else:
                     self.messages.put(message)
         if self._link.lost.is_set():
@@ -180,7 +186,7 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
     config, rank = arguments.config, arguments.rank
     torch.set_num_threads(max(1, _num_threads(role, config)))
     model = ModelConfig.from_dir(config.checkpoint)
-    topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention)
+    topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention, config.num_replicas)
     device, dtype = resolve_device(config, rank)
     registry, progress = new_registry(), LoadProgress()
     metrics = serve_metrics(registry, config.metrics.host, metrics_port(role, rank, config))
@@ -261,7 +267,7 @@ def wire_spec(config: CellConfig, model: ModelConfig, dtype: torch.dtype) -> Wir
 
 
 def _join(role: str, rank: int, topology: Topology, model: ModelConfig, metrics_address: str) -> pb.Join:
-    experts = topology.experts_of(rank) if role == "expert" else range(0)
+    experts = topology.experts_of(topology.shard_of(rank)) if role == "expert" else range(0)
     return pb.Join(
         role=pb.ROLE_EXPERT if role == "expert" else pb.ROLE_ATTENTION,
         rank=rank,

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ class CommandLineCell:
             pids = {(worker.role, worker.rank): worker.pid for worker in client.status().workers}
         number = {"router": 1, "attention": 2, "expert": 3}[role]
         return psutil.Process(pids[number, int(rank or 0)])
+
+    def await_member(self, name: str, timeout_s: float) -> psutil.Process:
+        """The process once it has joined and the cell is ready."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with Client(self.router_address) as client, suppress(KeyError):
+                if client.status().ready:
+                    return self.member(name)
+            assert time.monotonic() < deadline, f"{name} is not back:\n{self.output}"
+            time.sleep(0.05)
 
     def wait_gone(self, timeout_s: float) -> list[psutil.Process]:
         """Wait for the launcher and everything it started; those still alive after timeout_s."""

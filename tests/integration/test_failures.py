@@ -1,9 +1,10 @@
-"""Killing any one process ends the others, says what happened, and leaves nothing behind."""
+"""A killed worker is started again while requests wait; what ends, ends whole, says why, and leaves nothing behind."""
 
 import re
 import signal
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -12,9 +13,10 @@ import pytest
 from moonshard.errors import Unavailable
 from moonshard.v1 import inference_pb2 as pb
 from moonshard_cluster.client import Client
-from tests.integration.cells import CommandLineCell
+from tests.integration.cells import CommandLineCell, greedy
 
 END_S = 10.0
+NEW_TOKENS = 300
 
 
 def traces() -> set[str]:
@@ -27,14 +29,15 @@ def traces() -> set[str]:
     ("victim", "shape"),
     [
         ("router", []),
-        ("attention-0", []),
-        ("expert-0", []),
-        ("expert-7", []),
+        ("attention-0", ["--no-restart"]),
+        ("expert-7", ["--no-restart"]),
         ("expert-3", ["--transport", "all_to_all", "--attention", "2"]),
         ("attention-1", ["--transport", "all_to_all", "--attention", "2"]),
     ],
 )
-def test_a_killed_process_ends_the_cell(victim: str, shape: list[str], up: Callable[..., CommandLineCell]) -> None:
+def test_a_killed_process_that_is_not_started_again_ends_the_cell(
+    victim: str, shape: list[str], up: Callable[..., CommandLineCell]
+) -> None:
     before = traces()
     cell = up(*shape)
     process = cell.member(victim)
@@ -46,16 +49,21 @@ def test_a_killed_process_ends_the_cell(victim: str, shape: list[str], up: Calla
     assert traces() <= before
 
 
-def test_a_request_in_flight_fails_by_name_when_its_shard_dies(up: Callable[..., CommandLineCell]) -> None:
-    cell = up()
-    with Client(cell.router_address) as client:
-        sampling = pb.SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)
-        answer = client.generate(pb.GenerateRequest(text="a", sampling=sampling), timeout_s=60)
-        next(answer)
-        cell.member("expert-2").kill()
-        with pytest.raises(Unavailable, match=r"UNAVAILABLE.*(expert-2|shard 2)"):
-            list(answer)
-    assert cell.finish(END_S) == 1
+@pytest.mark.parametrize("shape", [["--attention", "2"], ["--replicas", "2"]], ids=["alone", "with replicas"])
+def test_requests_outlive_a_shard(shape: list[str], up: Callable[..., CommandLineCell]) -> None:
+    cell = up(*shape)
+    prompts = [[40 + number, 50, 60] for number in range(4)]
+    with Client(cell.router_address) as client, ThreadPoolExecutor(len(prompts)) as pool:
+        undisturbed = [greedy(client, prompt, NEW_TOKENS) for prompt in prompts]
+        answers = [pool.submit(greedy, client, prompt, NEW_TOKENS) for prompt in prompts]
+        victim = cell.member("expert-2")
+        victim.kill()
+        assert [answer.result() for answer in answers] == undisturbed
+        assert cell.await_member("expert-2", END_S).pid != victim.pid
+        assert greedy(client, prompts[0], NEW_TOKENS) == undisturbed[0]
+    assert re.search(rf"expert-2 \(pid {victim.pid}\) was killed by SIGKILL; starting it again", cell.output)
+    cell.interrupt()
+    assert cell.finish(END_S) == 0
     assert cell.wait_gone(END_S) == []
 
 

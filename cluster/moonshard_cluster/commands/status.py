@@ -53,9 +53,10 @@ def _summary(found: pb.GetStatusResponse) -> list[str]:
     fewest, most = cover.min_copies, cover.max_copies
     copies = str(fewest) if fewest == most else f"{fewest}..{most}"
     shards = sum(worker.role == pb.ROLE_EXPERT for worker in found.workers)
+    configured = found.num_shards * max(1, found.num_replicas)
     return [
         f"{found.model_name}: {'ready' if found.ready else 'not ready'}, {len(found.workers)} processes, "
-        f"{found.num_attention} attention, {shards}/{found.num_shards} shards over {found.transport}, "
+        f"{found.num_attention} attention, {shards}/{configured} shards over {found.transport}, "
         f"epoch {found.epoch}",
         f"coverage: {cover.num_covered}/{cover.num_experts} experts, copies of each: {copies}",
         f"requests: {found.num_running} running, {found.num_waiting} waiting; {found.tokens_per_second:.1f} tokens/s",

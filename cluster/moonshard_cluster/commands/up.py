@@ -5,6 +5,7 @@ import signal
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,7 @@ def up(
     checkpoint: Annotated[Path | None, typer.Argument(help="checkpoint directory; without it, the demo")] = None,
     attention: Annotated[int | None, typer.Option("--attention", help="attention workers [1]")] = None,
     shards: Annotated[int | None, typer.Option("--shards", help="expert shards [8]")] = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", help="processes that hold each shard [1]")] = None,
     transport: Annotated[str | None, typer.Option("--transport", help="links or all_to_all [links]")] = None,
     port: Annotated[int | None, typer.Option("--port", help="the router's gRPC port; 0 is any [50051]")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32 or bfloat16 [auto]")] = None,
@@ -64,6 +66,9 @@ def up(
     log_dir: Annotated[Path | None, typer.Option("--log-dir", help="where the processes' logs go")] = None,
     name: Annotated[str | None, typer.Option("--name", help="model name in the API and in metrics")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML or JSON; flags win over it")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart/--no-restart", help="start workers that die again; else the cell ends with them")
+    ] = True,
     prompt: Annotated[str | None, typer.Option("--prompt", help="ask this as soon as the cell is ready")] = None,
     once: Annotated[bool, typer.Option("--once", help="stop after --prompt is answered")] = False,
 ) -> None:
@@ -73,6 +78,7 @@ def up(
         "checkpoint": checkpoint,
         "num_attention": attention,
         "num_shards": shards,
+        "num_replicas": replicas,
         "transport": transport,
         "dtype": dtype,
         "latent_norm_eps": latent_norm_eps,
@@ -94,10 +100,10 @@ def up(
     }
     if checkpoint is None and config_file is None:
         values["checkpoint"] = demo_checkpoint(console)
-    _serve(console, plan_cell(values, config_file), log_dir or fresh_log_dir(), prompt, once)
+    _serve(console, plan_cell(values, config_file), log_dir or fresh_log_dir(), prompt, once, restart)
 
 
-def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | None, once: bool) -> None:
+def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | None, once: bool, restart: bool) -> None:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if config.device == "cpu" and config.kernels == "auto" and not kernels_are_built():
@@ -119,7 +125,7 @@ def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | No
                 if prompt is not None:
                     _answer(client, prompt)
                 if not once:
-                    _watch(cluster)
+                    _watch(cluster, console, restart)
         except KeyboardInterrupt:
             console.print("\ndraining; Ctrl-C again to stop at once")
         # A second Ctrl-C leaves through the context manager, which kills.
@@ -132,9 +138,12 @@ def _answer(client: Client, prompt: str) -> None:
     ask.stream(client.chat(request, ANSWER_S))
 
 
-def _watch(cluster: LocalCluster) -> None:
-    """Serve until a child dies, which ends the cell."""
-    if dead := cluster.wait(None):
+def _watch(cluster: LocalCluster, console: Console, restart: bool) -> None:
+    """Serve until a child dies that is not to be started again, which ends the cell."""
+    # all_to_all's group takes nobody back yet.
+    restart = restart and cluster.config.transport == "links" and cluster.config.timeouts.failover_s > 0
+    told = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if dead := cluster.watch(told) if restart else cluster.wait(None):
         raise Unavailable(f"{error_of(dead)}\nstopping the cell")
 
 

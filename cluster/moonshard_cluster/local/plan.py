@@ -21,7 +21,7 @@ def plan_cell(values: dict[str, Any], file: Path | None = None) -> CellConfig:
     base = CellConfig.read(file).model_dump(exclude_unset=True) if file else {}
     config = CellConfig.build(_merge(base, values))
     model = ModelConfig.from_dir(config.checkpoint)
-    topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention)
+    topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention, config.num_replicas)
     device = _device(config, topology)
     # Attention and experts of one sequence take turns, so each kind may count on all cores for itself.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

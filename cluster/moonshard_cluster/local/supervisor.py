@@ -1,13 +1,15 @@
-"""Starts the processes of a cell on this machine, notices when one dies, and leaves none behind."""
+"""Starts the processes of a cell on this machine, starts workers that die again, and leaves none behind."""
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
+import select
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -17,6 +19,7 @@ from moonshard.config import CellConfig
 from moonshard.errors import CheckpointError, MoonshardError, Unavailable
 from moonshard.process import USER_ERROR_STATUS
 from moonshard_cluster.local import children
+from moonshard_cluster.local.restarts import RestartBook, RestartRule
 from moonshard_cluster.local.router_process import RouterProcess
 
 # After the drain, workers get this long to end by themselves; then they are killed.
@@ -34,10 +37,13 @@ class Death:
     log_path: Path
 
     def __str__(self) -> str:
-        how = f"was killed by {_signal_name(-self.exit_code)}" if self.exit_code < 0 else f"exited {self.exit_code}"
         lines = self.last_lines()
         told = "its last lines:\n  " + "\n  ".join(lines) if lines else "it logged nothing"
-        return f"{self.name} (pid {self.pid}) {how}; {told}\n  full log: {self.log_path}"
+        return f"{self.brief()}; {told}\n  full log: {self.log_path}"
+
+    def brief(self) -> str:
+        how = f"was killed by {_signal_name(-self.exit_code)}" if self.exit_code < 0 else f"exited {self.exit_code}"
+        return f"{self.name} (pid {self.pid}) {how}"
 
     @property
     def is_users_to_mend(self) -> bool:
@@ -102,6 +108,10 @@ class LocalCluster:
         self.log_dir = log_dir
         self.router_address = ""
         self.children: list[Child] = []
+        self.num_restarts = 0
+        self._restarts = RestartBook(RestartRule())
+        self._due_s: dict[str, float] = {}  # of dead workers: when they are started again
+        self._end_of_watch, self._end_watch = os.pipe()
         # Beside the logs: what each process was told belongs to the story they tell.
         self._config_path = log_dir / "cell.json"
 
@@ -115,6 +125,8 @@ class LocalCluster:
         self.kill()
         for child in self.children:
             child.process.close()
+        os.close(self._end_of_watch)
+        os.close(self._end_watch)
         shutil.rmtree(self.config.run_dir, ignore_errors=True)
 
     def start(self) -> None:
@@ -122,26 +134,58 @@ class LocalCluster:
         # Read by torch's thread pool when the fork server loads it: waiting threads that spin take the cores from the
         # shards they wait for, which made a cell on two cores twenty times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        workers = multiprocessing.get_context("forkserver")
-        workers.set_forkserver_preload(["moonshard_cluster.local.preload"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["moonshard_cluster.local.preload"])
         config = self.config
         log_path = self.log_dir / "router.log"
         self.children.append(Child("router", RouterProcess(self._config_path, log_path), log_path))
         self.router_address = self._await_router()
         names = [("attention", rank) for rank in range(config.num_attention)]
-        names += [("expert", rank) for rank in range(config.num_shards)]
-        for role, rank in names:
-            log_path = self.log_dir / f"{role}-{rank}.log"
-            arguments = (role, rank, self._config_path, self.router_address, log_path)
-            process = workers.Process(target=children.run_worker, args=arguments)
-            process.start()
-            self.children.append(Child(f"{role}-{rank}", process, log_path))
+        names += [("expert", rank) for rank in range(config.num_shards * config.num_replicas)]
+        self.children += [self._start_worker(role, rank) for role, rank in names]
 
     def wait(self, timeout_s: float | None) -> list[Death]:
-        """Block until a child dies, or timeout_s; the dead, in the order of starting."""
-        alive = {child.process.sentinel: child for child in self.children}
-        ended = set(wait(list(alive), timeout_s))
+        """Block until a child dies, `end_watch`, or timeout_s; the dead, in the order of starting."""
+        alive = {child.process.sentinel: child for child in self.children if child.name not in self._due_s}
+        ended = set(wait([*alive, self._end_of_watch], timeout_s))
         return [child.death() for sentinel, child in alive.items() if sentinel in ended]
+
+    def watch(self, told: Callable[[str], None]) -> list[Death]:
+        """Block, starting workers that die again, until `end_watch` or a death that cannot be mended so: that one.
+
+        told: hears of every death and restart.
+        """
+        while not _is_readable(self._end_of_watch):
+            for death in self.wait(self._until_due_s()):
+                pause_s = None if death.name == "router" else self._restarts.died(death.name, time.monotonic())
+                if pause_s is None:
+                    return [death]
+                told(f"{death.brief()}; starting it again{f' in {pause_s:g} s' if pause_s else ''}")
+                self._due_s[death.name] = time.monotonic() + pause_s
+            self._restart_due()
+        return []
+
+    def end_watch(self) -> None:
+        """From any thread: `watch` returns, once and for all."""
+        os.write(self._end_watch, b".")
+
+    def _until_due_s(self) -> float | None:
+        return max(0.0, min(self._due_s.values()) - time.monotonic()) if self._due_s else None
+
+    def _restart_due(self) -> None:
+        for place, child in enumerate(self.children):
+            if self._due_s.get(child.name, math.inf) <= time.monotonic():
+                role, rank = child.name.split("-")
+                child.process.close()
+                self.children[place] = self._start_worker(role, int(rank))
+                self.num_restarts += 1
+                del self._due_s[child.name]
+
+    def _start_worker(self, role: str, rank: int) -> Child:
+        log_path = self.log_dir / f"{role}-{rank}.log"
+        arguments = (role, rank, self._config_path, self.router_address, log_path)
+        process = multiprocessing.get_context("forkserver").Process(target=children.run_worker, args=arguments)
+        process.start()
+        return Child(f"{role}-{rank}", process, log_path)
 
     def drain(self) -> None:
         """Let the router finish what runs and end the workers; bounded by its drain limit."""
@@ -175,6 +219,10 @@ class LocalCluster:
             if dead := self.wait(0.02):
                 raise error_of(dead)
         raise Unavailable(f"the router did not listen within {self.config.timeouts.join_s:g} s")
+
+
+def _is_readable(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])
 
 
 def _join(children_: Sequence[Child], timeout_s: float) -> None:

@@ -3,6 +3,7 @@
 import queue
 
 from moonshard.attention.engine import Engine, Output
+from moonshard.attention.failover import follow_members, meet_shards
 from moonshard.attention.kv_cache import LatentCache
 from moonshard.attention.link_metrics import register_link_metrics
 from moonshard.attention.loading import LateDispatcher, load_decoder
@@ -35,6 +36,8 @@ def serve(worker: Worker) -> None:
     if members is None:
         return
     routed.target = dispatcher = _meet(worker, members)
+    if isinstance(dispatcher, LinkDispatcher):
+        follow_members(worker, dispatcher, members)
     try:
         engine = Engine(Scheduler(worker.config.attention), Runner(decoder, _cache(worker), worker.device))
         worker.inbox.wakes.append(dispatcher.wake)
@@ -72,8 +75,7 @@ def _grammars(worker: Worker) -> GrammarEngine:
 def _meet(worker: Worker, members: pb.Members) -> Dispatcher:
     config = worker.config
     if config.transport == "links":
-        addresses = [shard.data_address for shard in sorted(members.shards, key=lambda s: s.shard)]
-        return LinkDispatcher(worker.spec, worker.rank, addresses, timeout_s=config.timeouts.combine_s)
+        return meet_shards(worker, members)
     rank = worker.topology.attention_rank(worker.rank)
     group = join_group(
         config.collective_address, rank, worker.topology.world_size, worker.device, config.timeouts.join_s

@@ -35,9 +35,9 @@ WILDCARDS = ("0.0.0.0", "::")
 
 def serve(worker: Worker) -> None:
     """The life of shard `worker.rank`."""
-    if worker.rank >= worker.topology.num_shards:
-        raise ConfigError("rank", f"must be below num_shards = {worker.topology.num_shards}, got {worker.rank}")
-    experts = worker.topology.experts_of(worker.rank)
+    if worker.rank >= (limit := worker.topology.num_expert_workers):
+        raise ConfigError("rank", f"must be below num_shards x num_replicas = {limit}, got {worker.rank}")
+    experts = worker.topology.experts_of(worker.topology.shard_of(worker.rank))
     shard = _load(worker, experts)
     endpoint = _open(worker)
     try:
@@ -82,7 +82,8 @@ def _open(worker: Worker) -> Endpoint:
     config = worker.config
     if config.transport == "links":
         address = listen_address(config, worker.rank, worker.advertise_host)
-        endpoint = LinkEndpoint(worker.spec, worker.rank, address, timeout_s=config.timeouts.combine_s)
+        shard = worker.topology.shard_of(worker.rank)
+        endpoint = LinkEndpoint(worker.spec, shard, address, timeout_s=config.timeouts.combine_s)
         # The process may be ended while its main thread is elsewhere; no socket file may stay behind.
         if config.links == "unix":
             worker.lifetime.on_forced_exit.append(lambda: Path(address.removeprefix("unix:")).unlink(missing_ok=True))

@@ -14,7 +14,7 @@ from moonshard.config import CellConfig
 from moonshard.grammar import GrammarEngine
 from moonshard.metrics import RunningMetrics, serve_metrics
 from moonshard.router import cluster_service, inference_service, workers_service
-from moonshard.router.cell import Cell
+from moonshard.router.cell import Cell, recovery_s
 from moonshard.router.connections import Connections
 from moonshard.router.constraints import Grammars
 from moonshard.router.engine import Engine
@@ -51,14 +51,16 @@ class Router:
         self.address = ""
         self._config = config
         self._registry = registry
-        topology = Topology(model.num_experts, config.num_shards, config.num_attention)
+        topology = Topology(model.num_experts, config.num_shards, config.num_attention, config.num_replicas)
         membership = Membership(topology, model.checkpoint_id, needs_addresses=config.transport == "links")
         metrics = RouterMetrics(registry, model.name)
         self._connections = Connections()
         self.engine = Engine(config.router.max_queue, self._connections, metrics, time.monotonic)
         load = LoadBook(model.num_experts, config.metrics.load_history_s)
         kv_events = KvEvents(config.attention.block_size)
-        self.cell = Cell(membership, self._connections, self.engine, load, time.monotonic, kv_events)
+        self.cell = Cell(
+            membership, self._connections, self.engine, load, time.monotonic, kv_events, recovery_s(config)
+        )
         register_load_metrics(registry, model.name, load, lambda: self.cell.membership, time.monotonic)
         self._for_clients = (INFERENCE, GATEWAYS) if model.gateway else (INFERENCE,)
         self._server = RpcServer((*self._for_clients, WORKERS, CLUSTER), config.router.max_message_mb)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from moonshard.config import CellConfig
 from moonshard.router.connections import Connection, Connections
 from moonshard.router.engine import Engine
 from moonshard.router.load import LoadBook
@@ -43,8 +44,16 @@ class CacheWatcher(Protocol):
     def forget(self, rank: int) -> None: ...
 
 
+def recovery_s(config: CellConfig) -> float:
+    """How long requests wait for lost workers. A group of all_to_all does not take anybody back yet."""
+    return config.timeouts.failover_s if config.transport == "links" else 0.0
+
+
 class Cell:
-    """changed: set whenever readiness may have changed; its waiter clears it. is_draining: see `drain`."""
+    """changed: set whenever readiness may have changed; its waiter clears it. is_draining: see `drain`.
+
+    recovery_s: how long requests wait for workers that were lost; 0: they fail at once.
+    """
 
     def __init__(
         self,
@@ -54,6 +63,7 @@ class Cell:
         load: LoadBook,
         clock: Callable[[], float],
         caches: CacheWatcher,
+        recovery_s: float = 0.0,
     ) -> None:
         self.membership = membership
         self.load = load
@@ -63,6 +73,8 @@ class Cell:
         self._clock = clock
         self._caches = caches
         self._pulses: dict[WorkerId, _Pulse] = {}
+        self._recovery_s = recovery_s
+        self._patience: asyncio.TimerHandle | None = None
         self.is_draining = False
         self._gate()
 
@@ -89,6 +101,8 @@ class Cell:
             self._heartbeat(worker_id, message.heartbeat)
         elif kind == "expert_load":
             self.load.add(worker_id.rank, window_from_load(message.expert_load), self._clock())
+        elif kind == "suspicion":
+            self._suspect(worker_id, message.suspicion)
         elif kind == "ready":
             self._ready(worker_id, message.ready)
         elif kind == "kv_events":
@@ -97,13 +111,14 @@ class Cell:
             logger.warning("%s sent a message that is not understood here: %s", worker_id, kind)
 
     def lost(self, connection: Connection, problem: str) -> None:
-        """The worker's stream is over. Fails the requests that depended on it."""
+        """The worker's stream is over. Its requests wait for it or its like, or fail where nothing recovers."""
         worker = self.membership.workers[connection.worker_id]
         self._connections.close(connection)
         del self._pulses[worker.id]
         logger.log(logging.INFO if self.is_draining else logging.ERROR, "%s lost: %s", worker.describe(), problem)
-        self._commit(self.membership.lost(worker.id), ())
+        self._commit(*self.membership.lost(worker.id))
         self._fail_requests_of(worker, f"{worker.describe()} lost: {problem}")
+        self._await_recovery()
 
     def flush_caches(self) -> int:
         """Have every attention worker forget the cached blocks that are not in use; how many were asked."""
@@ -152,8 +167,35 @@ class Cell:
             self._caches.forget(worker.id.rank)
             self._engine.remove_worker(worker.id.rank, problem)
         # Every request needs every shard, and some attention worker.
-        if worker.id.role is Role.EXPERT or not self._engine.has_workers:
+        if not self._recovers and (worker.id.role is Role.EXPERT or not self._engine.has_workers):
             self._engine.fail_all(problem)
+
+    @property
+    def _recovers(self) -> bool:
+        return self._recovery_s > 0 and self.membership.is_formed and not self.is_draining
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._patience is not None and self._patience.when() > asyncio.get_running_loop().time()
+
+    def _await_recovery(self) -> None:
+        if self._recovers and not self.membership.is_ready and self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(self._recovery_s, self._lose_patience)
+            self._gate()
+
+    def _lose_patience(self) -> None:
+        problem = f"{self.membership.describe_missing()}: not back within {self._recovery_s:g} s"
+        logger.error("%s", problem)
+        self._engine.fail_all(problem)
+        self._gate()
+
+    def _suspect(self, accuser: WorkerId, suspicion: pb.Suspicion) -> None:
+        """A copy whose answers are wrong is sent away: its launcher starts a sound one. A slow one may stay."""
+        rank = suspicion.shard + self.membership.topology.num_shards * suspicion.replica
+        suspect = WorkerId(Role.EXPERT, rank)
+        logger.warning("%s suspects %s: %s", accuser, suspect, suspicion.reason)
+        if suspicion.is_wrong:
+            self._connections.cut(suspect)
 
     def _commit(self, membership: Membership, outgoing: Iterable[Outgoing]) -> None:
         self.membership = membership
@@ -166,6 +208,11 @@ class Cell:
             self._engine.refusal = "draining: this router is about to end"
         elif self.membership.is_ready:
             self._engine.refusal = None
+            if self._patience:
+                self._patience.cancel()
+                self._patience = None
+        elif self._is_waiting:
+            self._engine.refusal = None  # the queue's limit holds
         else:
             self._engine.refusal = f"not ready: {self.membership.describe_missing()}"
         self.changed.set()

@@ -60,6 +60,7 @@ class ClusterService(ClusterServicer):
             tokens_per_second=self._cell.generated_per_second(),
             num_shards=self._config.num_shards,
             num_attention=self._config.num_attention,
+            num_replicas=self._config.num_replicas,
             transport=self._config.transport,
         )
 

@@ -1,13 +1,14 @@
 """Who belongs to the cell: events in, (new state, messages to send) out. Pure: no clock, no stream.
 
-The epoch names the membership that is being formed or is in force; every loss starts the next one. Welcome and
-Members of one membership carry the same number, so that both ends of a data link can compare it.
+The epoch names the membership that is being formed or is in force. Once it was whole, every loss and every return
+starts the next one, which the attention workers are told of; who holds an older one ignores it.
 
     worker           router                                attention workers
     join      ──►    Welcome(epoch)
-    ready     ──►    when every expert is covered:   ──►   Members(epoch, data addresses)
+    ready     ──►    when every expert is covered:   ──►   Members(epoch, live copies of the shards)
                                                      ◄──   ready(credits), once connected to every shard
-    lost      ──►    epoch + 1
+    lost      ──►    epoch + 1                       ──►   Members, to those that are ready
+    ready     ──►    epoch + 1                       ──►   Members
 """
 
 from collections.abc import Iterator, Mapping
@@ -90,11 +91,18 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardCopy:
+    shard: int
+    replica: int
+    data_address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Members:
-    """data_addresses: one per shard, in shard order."""
+    """copies: those that are ready, by rank."""
 
     epoch: int
-    data_addresses: tuple[str, ...]
+    copies: tuple[ShardCopy, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +113,17 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Membership:
-    """The committed state. needs_addresses: shards must tell a data address, as they do on links."""
+    """The committed state. needs_addresses: shards must tell a data address, as they do on links.
+
+    is_formed: everybody was ready once.
+    """
 
     topology: Topology
     checkpoint_id: str
     needs_addresses: bool = True
     epoch: int = 1
     workers: Mapping[WorkerId, Worker] = field(default_factory=dict)
+    is_formed: bool = False
 
     def join(self, worker: Worker) -> tuple["Membership", list[Outgoing]]:
         """Raises ConfigError when the worker does not belong here."""
@@ -129,17 +141,22 @@ class Membership:
         worker = self.workers[worker_id]
         self._check_ready(worker, data_address, credits)
         state = self._with(replace(worker, state=WorkerState.READY, data_address=data_address, credits=credits))
-        if worker_id.role is Role.ATTENTION or not state.coverage.complete:
+        state = replace(state, is_formed=self.is_formed or not any(True for _ in state._missing()))
+        if worker_id.role is Role.ATTENTION:
             return state, []
-        return state, [Outgoing(other.id, state._members()) for other in state._of(Role.ATTENTION)]
+        if self.is_formed:
+            state = replace(state, epoch=self.epoch + 1)
+        return state, state._published()
 
     def heartbeat(self, worker_id: WorkerId, vitals: Vitals) -> "Membership":
         return self._with(replace(self.workers[worker_id], vitals=vitals))
 
-    def lost(self, worker_id: WorkerId) -> "Membership":
+    def lost(self, worker_id: WorkerId) -> tuple["Membership", list[Outgoing]]:
         """Without the worker, in the next epoch."""
         rest = {key: worker for key, worker in self.workers.items() if key != worker_id}
-        return replace(self, workers=rest, epoch=self.epoch + 1)
+        state = replace(self, workers=rest, epoch=self.epoch + 1)
+        was_serving = self.is_formed and worker_id.role is Role.EXPERT
+        return state, state._published() if was_serving else []
 
     @property
     def coverage(self) -> Coverage:
@@ -149,7 +166,10 @@ class Membership:
 
     @property
     def is_ready(self) -> bool:
-        return not any(True for _ in self._missing())
+        """The first time when everybody is; from then on as long as every expert and an attention worker are there."""
+        if not self.is_formed:
+            return False
+        return self.coverage.complete and any(w.state is WorkerState.READY for w in self._of(Role.ATTENTION))
 
     @property
     def kv_capacity(self) -> int | None:
@@ -176,7 +196,7 @@ class Membership:
                 yield f"{worker_id} is loading{_progress(worker.vitals)}"
 
     def _expected(self) -> Iterator[WorkerId]:
-        yield from (WorkerId(Role.EXPERT, rank) for rank in range(self.topology.num_shards))
+        yield from (WorkerId(Role.EXPERT, rank) for rank in range(self.topology.num_expert_workers))
         yield from (WorkerId(Role.ATTENTION, rank) for rank in range(self.topology.num_attention))
 
     def _of(self, role: Role) -> list[Worker]:
@@ -186,11 +206,22 @@ class Membership:
         return replace(self, workers={**self.workers, worker.id: worker})
 
     def _members(self) -> Members:
-        return Members(self.epoch, tuple(shard.data_address for shard in self._of(Role.EXPERT)))
+        ready = [worker for worker in self._of(Role.EXPERT) if worker.state is WorkerState.READY]
+        return Members(self.epoch, tuple(self._copy(worker) for worker in ready))
+
+    def _copy(self, worker: Worker) -> ShardCopy:
+        rank = worker.id.rank
+        return ShardCopy(self.topology.shard_of(rank), self.topology.replica_of(rank), worker.data_address)
+
+    def _published(self) -> list[Outgoing]:
+        """Members to the attention workers; those that have not met the shards yet wait until every expert is there."""
+        complete = self.coverage.complete
+        told = [w for w in self._of(Role.ATTENTION) if complete or (self.is_formed and w.state is WorkerState.READY)]
+        return [Outgoing(worker.id, self._members()) for worker in told]
 
     def _check_joining(self, worker: Worker) -> None:
         role, rank = worker.id.role, worker.id.rank
-        limit = self.topology.num_shards if role is Role.EXPERT else self.topology.num_attention
+        limit = self.topology.num_expert_workers if role is Role.EXPERT else self.topology.num_attention
         if not 0 <= rank < limit:
             raise ConfigError("rank", f"{role.value} ranks of this cell are 0..{limit - 1}, got {rank}")
         if holder := self.workers.get(worker.id):
@@ -199,7 +230,7 @@ class Membership:
             raise ConfigError(
                 "checkpoint_id", f"the cell serves {self.checkpoint_id!r}, {worker.id} has {worker.checkpoint_id!r}"
             )
-        expected = self.topology.experts_of(rank) if role is Role.EXPERT else range(0)
+        expected = self.topology.experts_of(self.topology.shard_of(rank)) if role is Role.EXPERT else range(0)
         if worker.experts != expected:
             raise ConfigError("experts", f"{worker.id} must hold {_span(expected)}, got {_span(worker.experts)}")
 

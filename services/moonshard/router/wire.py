@@ -69,7 +69,7 @@ def _update_from_output(output: pb.SequenceOutput) -> SequenceUpdate:
 def membership_message(message: Welcome | Members) -> pb.RouterMessage:
     if isinstance(message, Welcome):
         return pb.RouterMessage(welcome=pb.Welcome(epoch=message.epoch))
-    shards = [pb.Shard(shard=rank, data_address=address) for rank, address in enumerate(message.data_addresses)]
+    shards = [pb.Shard(shard=it.shard, replica=it.replica, data_address=it.data_address) for it in message.copies]
     return pb.RouterMessage(members=pb.Members(epoch=message.epoch, shards=shards))
 
 

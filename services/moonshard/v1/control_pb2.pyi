@@ -73,6 +73,7 @@ class WorkerMessage(_message.Message):
     LEAVE_FIELD_NUMBER: _builtins.int
     KV_EVENTS_FIELD_NUMBER: _builtins.int
     EXPERT_LOAD_FIELD_NUMBER: _builtins.int
+    SUSPICION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___Join:
         """first message of a stream, once"""
@@ -93,6 +94,8 @@ class WorkerMessage(_message.Message):
     def kv_events(self) -> Global___KvEvents: ...
     @_builtins.property
     def expert_load(self) -> Global___ExpertLoad: ...
+    @_builtins.property
+    def suspicion(self) -> Global___Suspicion: ...
     def __init__(
         self,
         *,
@@ -103,16 +106,48 @@ class WorkerMessage(_message.Message):
         leave: Global___Leave | None = ...,
         kv_events: Global___KvEvents | None = ...,
         expert_load: Global___ExpertLoad | None = ...,
+        suspicion: Global___Suspicion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___WorkerMessage: _TypeAlias = WorkerMessage  # noqa: Y015
+
+@_typing.final
+class Suspicion(_message.Message):
+    """An attention worker's evidence against a copy of a shard. The router decides what follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    IS_WRONG_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    replica: _builtins.int
+    reason: _builtins.str
+    is_wrong: _builtins.bool
+    """its answers are, so it should not serve on; else it is slow"""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        replica: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        is_wrong: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_wrong", b"is_wrong", "reason", b"reason", "replica", b"replica", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Suspicion: _TypeAlias = Suspicion  # noqa: Y015
 
 @_typing.final
 class ExpertLoad(_message.Message):
@@ -188,7 +223,7 @@ class Join(_message.Message):
     CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     rank: _builtins.int
-    """0.. within the role; the shard number of an expert worker"""
+    """0.. within the role; of an expert worker: shard + num_shards * replica"""
     pid: _builtins.int
     host: _builtins.str
     metrics_address: _builtins.str
@@ -597,21 +632,26 @@ Global___Members: _TypeAlias = Members  # noqa: Y015
 
 @_typing.final
 class Shard(_message.Message):
+    """One live copy of a shard."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SHARD_FIELD_NUMBER: _builtins.int
     DATA_ADDRESS_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     data_address: _builtins.str
+    replica: _builtins.int
     def __init__(
         self,
         *,
         shard: _builtins.int = ...,
         data_address: _builtins.str = ...,
+        replica: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_address", b"data_address", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_address", b"data_address", "replica", b"replica", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -978,6 +1018,7 @@ class GetStatusResponse(_message.Message):
     NUM_SHARDS_FIELD_NUMBER: _builtins.int
     NUM_ATTENTION_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
+    NUM_REPLICAS_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     epoch: _builtins.int
     ready: _builtins.bool
@@ -989,6 +1030,8 @@ class GetStatusResponse(_message.Message):
     """configured"""
     num_attention: _builtins.int
     transport: _builtins.str
+    num_replicas: _builtins.int
+    """copies of each shard, configured"""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]:
         """the router itself included"""
@@ -1009,10 +1052,11 @@ class GetStatusResponse(_message.Message):
         num_shards: _builtins.int = ...,
         num_attention: _builtins.int = ...,
         transport: _builtins.str = ...,
+        num_replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "epoch", b"epoch", "model_name", b"model_name", "num_attention", b"num_attention", "num_running", b"num_running", "num_shards", b"num_shards", "num_waiting", b"num_waiting", "ready", b"ready", "tokens_per_second", b"tokens_per_second", "transport", b"transport", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "epoch", b"epoch", "model_name", b"model_name", "num_attention", b"num_attention", "num_replicas", b"num_replicas", "num_running", b"num_running", "num_shards", b"num_shards", "num_waiting", b"num_waiting", "ready", b"ready", "tokens_per_second", b"tokens_per_second", "transport", b"transport", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

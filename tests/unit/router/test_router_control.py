@@ -168,19 +168,47 @@ def test_the_first_message_must_be_a_join(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_lost_shard_fails_every_request_and_readiness(tmp_path: Path) -> None:
+def test_requests_wait_for_a_lost_shard(tmp_path: Path) -> None:
     async def test() -> None:
         async with ready_cell(small_config(tmp_path), max_num_seqs=1) as cell:
-            calls = [asyncio.create_task(_fails(cell.inference.Generate(generate_request()))) for _ in range(2)]
+            calls = [asyncio.create_task(collect(cell.inference.Generate(generate_request()))) for _ in range(2)]
             await cell.until(lambda status: (status.num_running, status.num_waiting) == (1, 1))
             before = (await cell.status()).epoch
             cell.shards[1].call.cancel()
-            for error in await asyncio.gather(*calls):
-                assert error.code() == grpc.StatusCode.UNAVAILABLE
-                assert "expert-1 (pid 1001) lost" in (error.details() or "")
             status = await cell.until(lambda status: not status.ready)
             assert (status.epoch, status.coverage.num_covered) == (before + 1, 8)
             assert await _health(cell, INFERENCE) == "NOT_SERVING"
+            calls.append(asyncio.create_task(collect(cell.inference.Generate(generate_request()))))
+            await cell.until(lambda status: status.num_waiting == 2)
+            first = await cell.attention[0].next("admit")
+            assert [it.shard for it in (await cell.attention[0].next("members")).shards] == [0]
+            async with PeerWorker(cell.channel, join_message(pb.ROLE_EXPERT, 1)) as restarted:
+                await restarted.next("welcome")
+                await restarted.ready_shard()
+                await cell.until(lambda status: status.ready)
+                members = await cell.attention[0].next("members")
+                assert ([it.shard for it in members.shards], members.epoch) == ([0, 1], before + 2)
+                await cell.attention[0].finish(first.sequences[0].request_id)
+                for _ in range(2):
+                    await cell.attention[0].answer("x")
+                answers = await asyncio.gather(*calls)
+                assert all(responses[-1].HasField("finish") for responses in answers)
+
+    run(test)
+
+
+@pytest.mark.parametrize("limit_s", [0.0, 0.3])
+def test_a_shard_that_stays_away_fails_every_request(tmp_path: Path, limit_s: float) -> None:
+    async def test() -> None:
+        config = small_config(tmp_path, timeouts={"failover_s": limit_s})
+        async with ready_cell(config, max_num_seqs=1) as cell:
+            calls = [asyncio.create_task(_fails(cell.inference.Generate(generate_request()))) for _ in range(2)]
+            await cell.until(lambda status: (status.num_running, status.num_waiting) == (1, 1))
+            cell.shards[1].call.cancel()
+            words = f"not back within {limit_s:g} s" if limit_s else "expert-1 (pid 1001) lost"
+            for error in await asyncio.gather(*calls):
+                assert error.code() == grpc.StatusCode.UNAVAILABLE
+                assert words in (error.details() or "")
             error = await _fails(cell.inference.Generate(generate_request()))
             assert error.details() == "not ready: expert-1 has not joined"
             async with PeerWorker(cell.channel, join_message(pb.ROLE_EXPERT, 1)) as restarted:
@@ -191,9 +219,23 @@ def test_a_lost_shard_fails_every_request_and_readiness(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_worker_may_say_why_it_leaves(tmp_path: Path) -> None:
+def test_a_shard_whose_answers_are_wrong_is_sent_away_and_a_slow_one_is_not(tmp_path: Path) -> None:
     async def test() -> None:
         async with ready_cell(small_config(tmp_path)) as cell:
+            await cell.attention[0].send(suspicion=pb.Suspicion(shard=0, reason="slow"))
+            await cell.attention[0].send(suspicion=pb.Suspicion(shard=1, reason="NaN", is_wrong=True))
+            status = await cell.until(lambda status: not status.ready)
+            assert [worker.rank for worker in status.workers if worker.role == pb.ROLE_EXPERT] == [0]
+            await cell.attention[0].send(suspicion=pb.Suspicion(shard=1, reason="NaN", is_wrong=True))
+            await cell.attention[0].send(heartbeat=pb.Heartbeat(resident_bytes=3))
+            await cell.until(lambda status: status.workers[-1].resident_bytes == 3)
+
+    run(test)
+
+
+def test_a_worker_may_say_why_it_leaves(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with ready_cell(small_config(tmp_path, timeouts={"failover_s": 0})) as cell:
             call = asyncio.create_task(_fails(cell.inference.Generate(generate_request())))
             await cell.attention[0].next("admit")
             await cell.shards[0].send(leave=pb.Leave(reason="tensor x is truncated"))

@@ -1,8 +1,11 @@
 """Membership as a pure state machine, and rates."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moonshard.errors import ConfigError
 from moonshard.router.membership import (
@@ -11,6 +14,7 @@ from moonshard.router.membership import (
     Membership,
     Outgoing,
     Role,
+    ShardCopy,
     Vitals,
     Welcome,
     Worker,
@@ -27,7 +31,7 @@ CREDITS = Credits(block_size=16, num_blocks=4, max_num_seqs=2, max_step_tokens=8
 
 
 def _worker(worker_id: WorkerId) -> Worker:
-    experts = TOPOLOGY.experts_of(worker_id.rank) if worker_id.role is Role.EXPERT else range(0)
+    experts = TOPOLOGY.experts_of(worker_id.rank % 3) if worker_id.role is Role.EXPERT else range(0)
     return Worker(worker_id, 7, "here", "here:1", experts, "c")
 
 
@@ -37,13 +41,23 @@ def _ready(state: Membership, worker_id: WorkerId) -> tuple[Membership, list[Out
     return state.ready(worker_id, "", CREDITS)
 
 
-def _formed() -> Membership:
-    state = Membership(TOPOLOGY, "c")
-    for worker_id in (*SHARDS, *ATTENTION):
+def _formed(topology: Topology = TOPOLOGY) -> Membership:
+    state = Membership(topology, "c")
+    experts = [WorkerId(Role.EXPERT, rank) for rank in range(topology.num_expert_workers)]
+    for worker_id in (*experts, *ATTENTION):
         state, _ = state.join(_worker(worker_id))
-    for worker_id in (*SHARDS, *ATTENTION):
+    for worker_id in (*experts, *ATTENTION):
         state, _ = _ready(state, worker_id)
     return state
+
+
+def _told(messages: Sequence[Outgoing]) -> list[tuple[WorkerId, int, list[int]]]:
+    """To whom, of which epoch, with which shards."""
+    return [
+        (it.to, it.message.epoch, [copy.shard for copy in it.message.copies])
+        for it in messages
+        if isinstance(it.message, Members)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,7 +72,7 @@ def test_any_order_of_joining_ends_ready_with_one_members_message_each(seed: int
         if worker_id.role is Role.EXPERT:
             state, messages = _ready(state, worker_id)
             sent += messages
-    members = Members(1, ("unix:/expert-0", "unix:/expert-1", "unix:/expert-2"))
+    members = Members(1, tuple(ShardCopy(shard, 0, f"unix:/expert-{shard}") for shard in range(3)))
     assert sorted(sent, key=str) == [Outgoing(worker_id, members) for worker_id in ATTENTION]
     assert state.coverage.complete
     assert not state.is_ready
@@ -70,14 +84,77 @@ def test_any_order_of_joining_ends_ready_with_one_members_message_each(seed: int
 
 
 def test_a_loss_starts_the_next_epoch_and_a_return_completes_it() -> None:
-    state = _formed().lost(SHARDS[1])
+    state, messages = _formed().lost(SHARDS[1])
     assert (state.epoch, state.is_ready, state.coverage.num_covered) == (2, False, 8)
+    assert _told(messages) == [(worker_id, 2, [0, 2]) for worker_id in ATTENTION]
     assert state.describe_missing() == "expert-1 has not joined"
     state, messages = state.join(_worker(SHARDS[1]))
     assert messages == [Outgoing(SHARDS[1], Welcome(2))]
     state, messages = _ready(state, SHARDS[1])
-    assert [(m.to, m.message.epoch) for m in messages] == [(worker_id, 2) for worker_id in ATTENTION]
+    assert _told(messages) == [(worker_id, 3, [0, 1, 2]) for worker_id in ATTENTION]
+    assert (state.epoch, state.is_ready) == (3, True)
+
+
+def test_an_attention_worker_that_starts_anew_meets_the_shards_when_all_are_there() -> None:
+    state, messages = _formed().lost(ATTENTION[0])
+    assert (state.is_ready, messages) == (True, [])
+    state, _ = state.lost(SHARDS[2])
+    state, messages = state.join(_worker(ATTENTION[0]))
+    assert _told(messages) == []
+    state, _ = state.join(_worker(SHARDS[2]))
+    state, messages = _ready(state, SHARDS[2])
+    assert _told(messages) == [(worker_id, 4, [0, 1, 2]) for worker_id in ATTENTION]
+
+
+def test_a_cell_without_attention_workers_is_not_ready() -> None:
+    state, _ = _formed().lost(ATTENTION[0])
+    state, _ = state.lost(ATTENTION[1])
+    assert not state.is_ready
+    assert state.coverage.complete
+
+
+def test_a_loss_before_the_cell_is_formed_is_told_to_nobody() -> None:
+    state, _ = Membership(TOPOLOGY, "c").join(_worker(ATTENTION[0]))
+    state, _ = state.join(_worker(SHARDS[0]))
+    state, _ = _ready(state, SHARDS[0])
+    state, messages = state.lost(SHARDS[0])
+    assert (state.epoch, messages) == (2, [])
+
+
+def test_replicas_keep_coverage_while_one_copy_of_each_shard_is_there() -> None:
+    topology = Topology(num_experts=12, num_shards=3, num_attention=2, num_replicas=2)
+    state = _formed(topology)
+    assert (state.coverage.min_copies, state.coverage.max_copies) == (2, 2)
+    state, messages = state.lost(WorkerId(Role.EXPERT, 1))
+    assert _told(messages) == [(worker_id, 2, [0, 2, 0, 1, 2]) for worker_id in ATTENTION]
     assert state.is_ready
+    assert (state.coverage.min_copies, state.coverage.max_copies) == (1, 2)
+    state, _ = state.lost(WorkerId(Role.EXPERT, 4))
+    assert not state.is_ready
+    assert state.coverage.num_covered == 8
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=30))
+def test_whatever_comes_and_goes_epochs_grow_and_members_are_those_that_are_ready(
+    events: list[tuple[bool, int]],
+) -> None:
+    topology = Topology(num_experts=12, num_shards=3, num_attention=2, num_replicas=2)
+    state = _formed(topology)
+    everybody = [*(WorkerId(Role.EXPERT, rank) for rank in range(6)), *ATTENTION]
+    for comes, number in events:
+        worker_id, epoch = everybody[number], state.epoch
+        if comes == (worker_id in state.workers):
+            continue
+        if comes:
+            state, _ = state.join(_worker(worker_id))
+            state, messages = _ready(state, worker_id)
+        else:
+            state, messages = state.lost(worker_id)
+        present = sorted(it.rank % 3 for it in state.workers if it.role is Role.EXPERT)
+        assert state.epoch == epoch + (worker_id.role is Role.EXPERT or not comes)
+        assert all((told, sorted(shards)) == (state.epoch, present) for _, told, shards in _told(messages))
+        has_attention = any(it in state.workers for it in ATTENTION)
+        assert state.is_ready == (set(present) == {0, 1, 2} and has_attention)
 
 
 def test_heartbeats_change_nothing_but_vitals() -> None:
@@ -98,7 +175,7 @@ def test_all_to_all_needs_no_data_addresses() -> None:
     state, _ = state.join(Worker(SHARDS[0], 1, "h", "", range(4), "c"))
     state, _ = state.ready(SHARDS[0], "", None)
     state, messages = state.join(_worker(ATTENTION[0]))
-    assert messages[1].message == Members(1, ("",))
+    assert messages[1].message == Members(1, (ShardCopy(0, 0, ""),))
 
 
 def test_what_is_missing_is_cut_short() -> None:

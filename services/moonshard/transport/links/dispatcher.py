@@ -48,11 +48,11 @@ class LinkDispatcher:
         self,
         spec: WireSpec,
         source: int,
-        addresses: Sequence[str],
+        addresses: Sequence[str | Target],
         timeout_s: float = 30.0,
         patience: Patience | None = None,
     ) -> None:
-        """Connect to one copy of every shard. `addresses` in shard order; `update_members` tells of further copies.
+        """Connect to one copy of every shard, in shard order; `update_members` tells of further copies.
 
         timeout_s: for the handshakes, and the patience that does not recover when none is given.
         Raises PeerLost, ProtocolMismatch, TransportTimeout.
@@ -72,7 +72,8 @@ class LinkDispatcher:
         self._news = News()
         self._table.poll.register(self._news, select.POLLIN)
         self._dialer = Dialer(spec, source, timeout_s, self._delivered)
-        self._targets = {(shard, 0): Target(shard, 0, address) for shard, address in enumerate(addresses)}
+        targets = [it if isinstance(it, Target) else Target(shard, 0, it) for shard, it in enumerate(addresses)]
+        self._targets = {(target.shard, target.replica): target for target in targets}
         self._wait_started: float | None = None
         self._courier: Courier | None = None
         self._courier_version = -1

@@ -1,0 +1,67 @@
+"""What an attention worker does about shards that come and go: whom it meets, whom it hears of, whom it accuses."""
+
+import time
+from collections.abc import Sequence
+
+from moonshard.errors import PeerLost, TransportError
+from moonshard.transport.links import LinkDispatcher, Patience, Suspicion, Target
+from moonshard.v1 import control_pb2 as pb
+from moonshard.worker import Worker
+
+RETRY_S = 0.1
+
+
+def patience_of(worker: Worker) -> Patience:
+    limits = worker.config.timeouts
+    return Patience(reply_s=limits.combine_s, failover_s=limits.failover_s, hedge_s=limits.hedge_s)
+
+
+def targets_of(members: pb.Members) -> list[Target]:
+    return [Target(shard.shard, shard.replica, shard.data_address) for shard in members.shards]
+
+
+def choose(targets: Sequence[Target], num_shards: int, rank: int) -> list[Target]:
+    """One copy of every shard, in shard order; attention workers start with different ones. PeerLost without any."""
+    chosen = []
+    for shard in range(num_shards):
+        copies = sorted(target for target in targets if target.shard == shard)
+        if not copies:
+            raise PeerLost(f"shard {shard}: no copy is ready")
+        chosen.append(copies[rank % len(copies)])
+    return chosen
+
+
+def meet_shards(worker: Worker, members: pb.Members) -> LinkDispatcher:
+    """Links to one copy of every shard. One that dies meanwhile is waited for, as later. Raises TransportError."""
+    patience = patience_of(worker)
+    deadline = time.monotonic() + patience.failover_s
+    while True:
+        try:
+            targets = choose(targets_of(members), worker.spec.num_shards, worker.rank)
+            return LinkDispatcher(worker.spec, worker.rank, targets, worker.config.timeouts.combine_s, patience)
+        except TransportError:
+            if time.monotonic() > deadline or worker.lifetime.stopping.wait(RETRY_S):
+                raise
+            members = _newer(worker, members)
+
+
+def _newer(worker: Worker, members: pb.Members) -> pb.Members:
+    """What the router has said since. Nothing else comes before this worker is ready."""
+    told = [it.members for it in worker.inbox.drain() if it.WhichOneof("body") == "members"]
+    return told[-1] if told else members
+
+
+def follow_members(worker: Worker, dispatcher: LinkDispatcher, members: pb.Members) -> None:
+    """From now on the dispatcher hears of every membership at once, and the router of every suspicion."""
+
+    def tell(found: pb.Members) -> None:
+        dispatcher.update_members(found.epoch, targets_of(found))
+
+    worker.inbox.on_members = tell
+    tell(_newer(worker, members))
+    worker.lifetime.on_stop.append(lambda: dispatcher.give_up(f"the worker stops: {worker.lifetime.reason}"))
+    dispatcher.recovery.tell = lambda suspicion: worker.link.send(suspicion_message(suspicion))
+
+
+def suspicion_message(suspicion: Suspicion) -> pb.WorkerMessage:
+    return pb.WorkerMessage(suspicion=pb.Suspicion(**suspicion._asdict()))
