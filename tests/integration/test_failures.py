@@ -49,19 +49,28 @@ def test_a_killed_process_that_is_not_started_again_ends_the_cell(
     assert traces() <= before
 
 
-@pytest.mark.parametrize("shape", [["--attention", "2"], ["--replicas", "2"]], ids=["alone", "with replicas"])
-def test_requests_outlive_a_shard(shape: list[str], up: Callable[..., CommandLineCell]) -> None:
+@pytest.mark.parametrize(
+    ("victim", "shape"),
+    [
+        ("expert-2", ["--attention", "2"]),
+        ("expert-2", ["--replicas", "2"]),
+        ("attention-0", ["--attention", "2"]),
+        ("attention-0", []),
+    ],
+    ids=["shard", "shard with a replica", "attention worker", "the only attention worker"],
+)
+def test_requests_outlive_a_worker(victim: str, shape: list[str], up: Callable[..., CommandLineCell]) -> None:
     cell = up(*shape)
     prompts = [[40 + number, 50, 60] for number in range(4)]
     with Client(cell.router_address) as client, ThreadPoolExecutor(len(prompts)) as pool:
         undisturbed = [greedy(client, prompt, NEW_TOKENS) for prompt in prompts]
         answers = [pool.submit(greedy, client, prompt, NEW_TOKENS) for prompt in prompts]
-        victim = cell.member("expert-2")
-        victim.kill()
+        killed = cell.member(victim)
+        killed.kill()
         assert [answer.result() for answer in answers] == undisturbed
-        assert cell.await_member("expert-2", END_S).pid != victim.pid
+        assert cell.await_member(victim, END_S).pid != killed.pid
         assert greedy(client, prompts[0], NEW_TOKENS) == undisturbed[0]
-    assert re.search(rf"expert-2 \(pid {victim.pid}\) was killed by SIGKILL; starting it again", cell.output)
+    assert re.search(rf"{victim} \(pid {killed.pid}\) was killed by SIGKILL; starting it again", cell.output)
     cell.interrupt()
     assert cell.finish(END_S) == 0
     assert cell.wait_gone(END_S) == []

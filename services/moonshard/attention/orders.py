@@ -21,7 +21,7 @@ def obey(engine: Engine, grammars: GrammarEngine, messages: Iterable[pb.RouterMe
             case "flush_cache":
                 engine.scheduler.tables.flush()
             case "members":
-                pass  # Membership changes while running come with failover.
+                pass  # of before the dispatcher followed them; it was told the latest
             case other:
                 raise ProtocolMismatch(f"the router sent {other!r}, expected admit, abort, flush_cache or members")
     return outputs

@@ -165,6 +165,10 @@ class Cell:
     def _fail_requests_of(self, worker: Worker, problem: str) -> None:
         if worker.id.role is Role.ATTENTION:
             self._caches.forget(worker.id.rank)
+        if worker.id.role is Role.ATTENTION and self._recovers:
+            num_flights = self._engine.readmit_worker(worker.id.rank, problem)
+            logger.warning("%d sequences of %s go on elsewhere, or when it is back", num_flights, worker.id)
+        elif worker.id.role is Role.ATTENTION:
             self._engine.remove_worker(worker.id.rank, problem)
         # Every request needs every shard, and some attention worker.
         if not self._recovers and (worker.id.role is Role.EXPERT or not self._engine.has_workers):

@@ -22,6 +22,7 @@ from moonshard.router.metrics import ABORT, ERROR, RouterMetrics
 from moonshard.router.queue import Entry, FairQueue
 from moonshard.router.requests import Request
 
+LOSSES_MAX = 5  # attention workers that one sequence may lose
 # How far the line is looked at in one go.
 LOOK_AHEAD = 32
 
@@ -122,13 +123,18 @@ class Engine:
             self._fail(self._fleet.flights_of(rank), problem)
             self._fleet.remove(rank)
 
-    def readmit_worker(self, rank: int) -> int:
+    def readmit_worker(self, rank: int, problem: str) -> int:
         """The worker is gone: its sequences go on elsewhere, or on this rank when it is back, with their output so far.
 
-        They stand before everybody who waits. Returns how many they are.
+        They stand before everybody who waits. Returns how many they are. Those that have lost LOSSES_MAX workers fail:
+        one of them may be what kills workers.
         """
         if not self._fleet.has(rank):
             return 0
+        flights = self._fleet.flights_of(rank)
+        for flight in flights:
+            flight.num_losses += 1
+        self._fail([flight for flight in flights if flight.num_losses >= LOSSES_MAX], problem)
         flights = self._fleet.flights_of(rank)
         for flight in flights:
             self._return(flight)

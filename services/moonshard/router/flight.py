@@ -33,6 +33,7 @@ class Flight:
 
     The caller's id may come back at once after an abort, while tokens of its former life are still on their way.
     prefill_tokens: what its unfinished prompt counts in the worker's prefill budget. end: how it ended, for metrics.
+    num_losses: attention workers that died under it.
     """
 
     request: Request
@@ -46,6 +47,7 @@ class Flight:
     num_generated: int = 0
     num_cached_tokens: int = 0
     prefill_tokens: int = 0
+    num_losses: int = 0
     prefix_hashes: Sequence[int] | None = None
     end: str = ""
 

@@ -245,9 +245,52 @@ def test_a_worker_may_say_why_it_leaves(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_lost_attention_worker_fails_only_its_own_requests(tmp_path: Path) -> None:
+def test_sequences_of_a_lost_attention_worker_go_on_elsewhere(tmp_path: Path) -> None:
     async def test() -> None:
         async with ready_cell(small_config(tmp_path, num_attention=2)) as cell:
+            calls = [asyncio.create_task(collect(cell.inference.Generate(generate_request()))) for _ in range(2)]
+            first = (await cell.attention[0].next("admit")).sequences[0]
+            other = (await cell.attention[1].next("admit")).sequences[0]
+            await cell.attention[0].output(first.request_id, list(b"ab"))
+            await cell.attention[0].send(heartbeat=pb.Heartbeat(resident_bytes=7))
+            await cell.until(lambda status: any(worker.resident_bytes == 7 for worker in status.workers))
+            cell.attention[0].call.cancel()
+            again = (await cell.attention[1].next("admit")).sequences[0]
+            assert (again.request_id, bytes(again.output_token_ids)) == (first.request_id, b"ab")
+            for byte in b"cd":
+                await cell.attention[1].output(again.request_id, [byte])
+            for sequence in (again, other):
+                await cell.attention[1].finish(sequence.request_id)
+            answers = await asyncio.gather(*calls)
+            texts = ["".join(response.text for response in responses) for responses in answers]
+            assert sorted(texts) == ["", "abcd"]
+            assert (await cell.status()).ready
+
+    run(test)
+
+
+def test_sequences_of_the_only_attention_worker_wait_for_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with ready_cell(small_config(tmp_path)) as cell:
+            call = asyncio.create_task(collect(cell.inference.Generate(generate_request())))
+            first = (await cell.attention[0].next("admit")).sequences[0]
+            cell.attention[0].call.cancel()
+            await cell.until(lambda status: not status.ready)
+            async with PeerWorker(cell.channel, join_message(pb.ROLE_ATTENTION, 0)) as restarted:
+                await restarted.next("welcome")
+                await restarted.next("members")
+                await restarted.ready_attention()
+                again = await restarted.answer("back")
+                assert again.request_id == first.request_id
+                assert "".join(response.text for response in await call) == "back"
+
+    run(test)
+
+
+def test_a_lost_attention_worker_fails_only_its_own_requests_where_nothing_recovers(tmp_path: Path) -> None:
+    async def test() -> None:
+        config = small_config(tmp_path, num_attention=2, timeouts={"failover_s": 0})
+        async with ready_cell(config) as cell:
             lost, kept = (cell.inference.Generate(generate_request()) for _ in range(2))
             await cell.attention[0].next("admit")
             sequence = (await cell.attention[1].next("admit")).sequences[0]

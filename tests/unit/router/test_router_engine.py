@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prometheus_client import CollectorRegistry
 
 from moonshard.errors import Overloaded
-from moonshard.router.engine import Engine
+from moonshard.router.engine import LOSSES_MAX, Engine
 from moonshard.router.flight import Flight, SequenceUpdate
 from moonshard.router.membership import Credits
 from moonshard.router.metrics import RouterMetrics
@@ -70,8 +70,10 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(rank=st.integers(0, 1))
     def worker_goes_and_its_sequences_go_on(self, rank: int) -> None:
         if self.workers.by_rank.pop(rank, None):
-            running = sum(flight.rank == rank for flight in self.open)
-            assert self.engine.readmit_worker(rank) == running
+            running = [flight for flight in self.open if flight.rank == rank]
+            doomed = [flight for flight in running if flight.num_losses == LOSSES_MAX - 1]
+            assert self.engine.readmit_worker(rank, "lost") == len(running) - len(doomed)
+            self._forget(doomed)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
