@@ -22,7 +22,10 @@ class _Section(BaseModel):
 
 
 class RouterConfig(_Section):
-    """The front door. `port` 0 takes a free one. operator_key_file: holds the key that expert counts are told for."""
+    """The front door. `port` 0 takes a free one. operator_key_file: holds the key that expert counts are told for.
+
+    trust_control_tokens: spellings of control tokens in callers' messages become those tokens, as in the reference.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 50051
@@ -30,6 +33,7 @@ class RouterConfig(_Section):
     max_message_mb: PositiveInt = 64
     default_max_tokens: PositiveInt = 32_768
     operator_key_file: Path | None = None
+    trust_control_tokens: bool = False
 
 
 class AttentionConfig(_Section):

@@ -70,8 +70,7 @@ def chat(
                 Console(stderr=True).print(f"error: {error}", style="red", markup=False)
                 continue
             # Earlier turns are shown to the model without their reasoning (specification 5.2).
-            _, closed, said = answer.partition("</think>")
-            history.append(pb.Message(role="assistant", content=said if closed else answer))
+            history.append(pb.Message(role="assistant", content=answer))
 
 
 def _questions() -> Iterator[str]:
@@ -86,10 +85,15 @@ def _questions() -> Iterator[str]:
 
 
 def stream(responses: Iterator[pb.GenerateResponse] | Iterator[pb.ChatResponse]) -> str:
-    """Print text as it comes and a line of figures at the end; returns the text."""
-    text, finish = "", pb.Finish()
+    """Print text as it comes, reasoning dimmed, then a line of figures; returns the text without the reasoning."""
+    text, in_thought, finish = "", False, pb.Finish()
     for response in responses:
-        new = response.text if isinstance(response, pb.GenerateResponse) else response.content
+        thought, new = _parts(response)
+        typer.secho(thought, nl=False, dim=True)
+        in_thought = in_thought or bool(thought)
+        if new and in_thought:
+            typer.echo("\n")
+            in_thought = False
         typer.echo(new, nl=False)
         text += new
         if response.HasField("finish"):
@@ -97,6 +101,13 @@ def stream(responses: Iterator[pb.GenerateResponse] | Iterator[pb.ChatResponse])
     typer.echo()
     _figures(finish)
     return text
+
+
+def _parts(response: pb.GenerateResponse | pb.ChatResponse) -> tuple[str, str]:
+    """Reasoning and text."""
+    if isinstance(response, pb.GenerateResponse):
+        return "", response.text
+    return response.reasoning_content, response.content
 
 
 def _figures(finish: pb.Finish) -> None:

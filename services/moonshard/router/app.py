@@ -15,6 +15,7 @@ from moonshard.grammar import GrammarEngine
 from moonshard.metrics import RunningMetrics, serve_metrics
 from moonshard.router import cluster_service, inference_service, workers_service
 from moonshard.router.cell import Cell, recovery_s
+from moonshard.router.chat.turn import Turns
 from moonshard.router.connections import Connections
 from moonshard.router.constraints import Grammars
 from moonshard.router.engine import Engine
@@ -70,7 +71,7 @@ class Router:
         grammars = Grammars(model.tokenizer, GrammarEngine(model.tokenizer, model.vocab_size, model.eos_token_ids))
         limits = partial(cell_limits, config, model, self.cell)
         self.door = FrontDoor(model, self.engine, limits, metrics, time.monotonic, grammars.grammar_of)
-        inference = inference_service.InferenceService(model, self.door)
+        inference = inference_service.InferenceService(model, self.door, Turns(model, grammars))
         add_InferenceServicer_to_server(inference, self._server.server)
         add_WorkersServicer_to_server(workers_service.WorkersService(self.cell), self._server.server)
         add_ClusterServicer_to_server(self._cluster, self._server.server)

@@ -3,34 +3,36 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from moonshard.errors import RequestError
 from moonshard.router.answer import Answer
+from moonshard.router.chat.turn import Turn, Turns
 from moonshard.router.frontdoor import FrontDoor, Submission
-from moonshard.router.responses import finish_message, generate_response
+from moonshard.router.responses import generate_response
 from moonshard.router.served_model import ServedModel
-from moonshard.rpc.codec import logprobs_to_proto, messages_to_dicts, sampling_from_proto, sampling_to_proto
+from moonshard.rpc.codec import sampling_from_proto, sampling_to_proto
 from moonshard.sampling import SamplingParams
 from moonshard.v1 import inference_pb2 as pb
 from moonshard.v1.inference_pb2_grpc import InferenceServicer
 
+Prepared = TypeVar("Prepared")
+
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 
-# Specification 5.6. Thinking mode has SamplingParams' own defaults.
-INSTANT_DEFAULTS = SamplingParams(temperature=0.6)
-
-# Longer texts are encoded in a thread, so that tokens of other requests keep flowing.
+# Longer texts, and requests whose grammars have to be compiled, are prepared in a thread, so that tokens of other
+# requests keep flowing.
 INLINE_CHARACTERS = 2048
 
 
 class InferenceService(InferenceServicer):
-    def __init__(self, model: ServedModel, door: FrontDoor) -> None:
+    def __init__(self, model: ServedModel, door: FrontDoor, turns: Turns) -> None:
         self._model = model
         self._door = door
+        self._turns = turns
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
-        answer = await self._submit(request, SamplingParams(), self._prompt_of)
+        answer = await self._submit(request)
         try:
             async for delta in answer.deltas():
                 yield generate_response(answer.request_id, delta)
@@ -38,18 +40,10 @@ class InferenceService(InferenceServicer):
             answer.abandon()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
-        defaults = SamplingParams() if _thinks(request) else INSTANT_DEFAULTS
-        answer = await self._submit(request, defaults, self._prompt_of_chat)
+        turn, answer = await self._submit_chat(request)
         try:
             async for delta in answer.deltas():
-                yield pb.ChatResponse(
-                    request_id=answer.request_id,
-                    content=delta.text,
-                    token_ids=delta.token_ids,
-                    finish=finish_message(delta.finish) if delta.finish else None,
-                    choice=delta.choice,
-                    logprobs=map(logprobs_to_proto, delta.logprobs),
-                )
+                yield turn.response(answer.request_id, delta)
         finally:
             answer.abandon()
 
@@ -59,7 +53,8 @@ class InferenceService(InferenceServicer):
             raise RequestError("input", "is required: text or chat")
         if kind == "text":
             return pb.TokenizeResponse(token_ids=await self._encode(request.text, allow_special=False))
-        return pb.TokenizeResponse(token_ids=await self._prompt_of_chat(request.chat))
+        prompt = await self._prepared(self._turns.prompt, request.chat)
+        return pb.TokenizeResponse(token_ids=prompt.token_ids, text=prompt.text)
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
         aborted = [request_id for request_id in request.request_ids if self._door.abort(request_id)]
@@ -80,14 +75,37 @@ class InferenceService(InferenceServicer):
             default_sampling=sampling_to_proto(defaults),
         )
 
-    async def _submit(self, request: Any, defaults: SamplingParams, prompt_of: Callable[[Any], Any]) -> Answer:
-        """Check and queue a request of either kind. Raises what the caller is told."""
+    async def _submit(self, request: pb.GenerateRequest) -> Answer:
+        """Check and queue. Raises what the caller is told."""
         arrival_s = self._door.clock()
         with self._door.counting_refusals():
             self._door.check_open()
-            sampling = sampling_from_proto(request.sampling, defaults)
-            token_ids = await prompt_of(request)
+            sampling = sampling_from_proto(request.sampling)
+            token_ids = await self._prompt_of(request)
             return self._door.submit(Submission(token_ids, sampling, request.request_id, arrival_s=arrival_s))
+
+    async def _submit_chat(self, request: pb.ChatRequest) -> tuple[Turn, Answer]:
+        """The same for a conversation."""
+        arrival_s = self._door.clock()
+        with self._door.counting_refusals():
+            self._door.check_open()
+            turn = await self._prepared(self._turns.prepare, request)
+            submission = Submission(
+                turn.prompt.token_ids,
+                turn.sampling,
+                request.request_id,
+                prompt_opens_thought=turn.prompt.opens_thought,
+                arrival_s=arrival_s,
+            )
+            return turn, self._door.submit(submission)
+
+    async def _prepared(self, prepare: Callable[[pb.ChatRequest], Prepared], request: pb.ChatRequest) -> Prepared:
+        if not request.messages:
+            raise RequestError("messages", "must not be empty: there are 0")
+        is_short = request.ByteSize() <= INLINE_CHARACTERS
+        if is_short and not request.tools and not request.sampling.HasField("constraint"):
+            return prepare(request)
+        return await asyncio.to_thread(prepare, request)
 
     async def _prompt_of(self, request: pb.GenerateRequest) -> list[int]:
         kind = request.WhichOneof("prompt")
@@ -97,18 +115,8 @@ class InferenceService(InferenceServicer):
             return list(request.token_ids.ids)
         return await self._encode(request.text, allow_special=False)
 
-    async def _prompt_of_chat(self, request: pb.ChatRequest) -> list[int]:
-        if not request.messages:
-            raise RequestError("messages", "must not be empty: there are 0")
-        text = self._model.template.render(messages_to_dicts(request.messages), thinking=_thinks(request))
-        return await self._encode(text, allow_special=True)
-
     async def _encode(self, text: str, allow_special: bool) -> list[int]:
         encode = self._model.tokenizer.encode
         if len(text) <= INLINE_CHARACTERS:
             return encode(text, allow_special)
         return await asyncio.to_thread(encode, text, allow_special)
-
-
-def _thinks(request: pb.ChatRequest) -> bool:
-    return request.thinking if request.HasField("thinking") else True

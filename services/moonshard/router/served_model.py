@@ -1,23 +1,13 @@
 """What the router knows of the checkpoint it fronts: facts of config.json, tokenizer, template. No weights."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from moonshard.config import CellConfig
 from moonshard.model.config import ModelConfig
+from moonshard.router.chat.prompt import PromptWriter
 from moonshard.router.gateway.served import GatewayModel
 from moonshard.router.template import ChatTemplate
 from moonshard.tokenizer import Tokenizer, load_tokenizer
-
-
-class Template(Protocol):
-    def render(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: bool = True,
-        add_generation_prompt: bool = True,
-    ) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +23,7 @@ class ServedModel:
     num_experts_per_token: int
     num_layers: int
     tokenizer: Tokenizer
-    template: Template
+    prompts: PromptWriter
     gateway: GatewayModel | None = None
 
 
@@ -42,6 +32,7 @@ def load_served_model(config: CellConfig) -> ServedModel:
     model = ModelConfig.from_dir(config.checkpoint)
     tokenizer = load_tokenizer(config.checkpoint)
     eos_token_ids = tuple(model.eos_token_ids)
+    template = ChatTemplate.load(config.checkpoint)
     return ServedModel(
         name=config.model_name or config.checkpoint.resolve().name,
         checkpoint_id=model.checkpoint_id,
@@ -52,6 +43,6 @@ def load_served_model(config: CellConfig) -> ServedModel:
         num_experts_per_token=model.num_experts_per_tok,
         num_layers=model.num_hidden_layers,
         tokenizer=tokenizer,
-        template=ChatTemplate.load(config.checkpoint),
         gateway=GatewayModel(config.checkpoint, tokenizer, eos_token_ids),
+        prompts=PromptWriter(tokenizer, template, config.router.trust_control_tokens),
     )

@@ -39,11 +39,16 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None = None,
         thinking: bool = True,
         add_generation_prompt: bool = True,
+        tools_ts_str: str | None = None,
     ) -> str:
-        """The prompt's text. Raises RequestError naming messages[i].field, or the template's own complaint."""
+        """The prompt's text. tools_ts_str: the tools once more, as TypeScript text, for templates that ask for it.
+
+        Raises RequestError naming messages[i].field, or the template's own complaint.
+        """
         values = {
             "messages": check_messages(messages),
             "tools": sort_keys(tools),
+            "tools_ts_str": tools_ts_str,
             "thinking": thinking,
             "add_generation_prompt": add_generation_prompt,
         }

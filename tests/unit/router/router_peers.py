@@ -11,16 +11,17 @@ from typing import Any
 import grpc
 
 from moonshard.config import CellConfig
-from moonshard.errors import RequestError
 from moonshard.metrics import new_registry
 from moonshard.router.answer import Answer
 from moonshard.router.app import Router
+from moonshard.router.chat.prompt import PromptWriter
 from moonshard.router.detokenizer import Detokenizer
 from moonshard.router.flight import Flight
 from moonshard.router.output import ChoiceOutput
 from moonshard.router.requests import Request
 from moonshard.router.served_model import ServedModel
 from moonshard.router.stop_texts import StopTexts
+from moonshard.router.template import ChatTemplate
 from moonshard.sampling import SamplingParams
 from moonshard.tokenizer import Tokenizer
 from moonshard.tokenizer.files import TokenizerParts
@@ -61,19 +62,12 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(TokenizerParts(lambda text: list(text.encode()), marked, bytes_of, SPECIALS))
 
 
-class PlainTemplate:
-    def render(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: bool = True,
-        add_generation_prompt: bool = True,
-    ) -> str:
-        for number, message in enumerate(messages):
-            if message["role"] not in ("system", "user", "assistant", "tool"):
-                raise RequestError(f"messages[{number}].role", f"unknown role {message['role']!r}")
-        turns = "".join(f"{message['role']}:{message['content'] or ''}<end>" for message in messages)
-        return turns + ("think" if thinking else "")
+TEMPLATE = ChatTemplate(
+    "{% for message in messages %}{{ message.role }}:{{ message.content or '' }}"
+    "{% if message.tool_calls %}<|tool_calls_section_begin|>{% for call in message.tool_calls %}"
+    "<|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>{{ call.function.arguments }}<|tool_call_end|>"
+    "{% endfor %}<|tool_calls_section_end|>{% endif %}<end>{% endfor %}<think>{% if not thinking %}</think>{% endif %}"
+)
 
 
 def small_model() -> ServedModel:
@@ -87,7 +81,7 @@ def small_model() -> ServedModel:
         num_experts_per_token=2,
         num_layers=3,
         tokenizer=byte_tokenizer(),
-        template=PlainTemplate(),
+        prompts=PromptWriter(byte_tokenizer(), TEMPLATE),
     )
 
 

@@ -14,6 +14,7 @@ from tests.unit.router.router_peers import (
     END_OF_TEXT,
     END_OF_TURN,
     LIMIT_S,
+    SPECIALS,
     VOCAB_SIZE,
     PeerCell,
     collect,
@@ -74,10 +75,11 @@ def test_chat_renders_the_template_with_special_tokens(tmp_path: Path) -> None:
             call = asyncio.create_task(collect(cell.inference.Chat(pb.ChatRequest(messages=messages, thinking=False))))
             instant = await cell.attention[0].answer("ok")
             await call
-        assert list(thinking.prompt_token_ids) == [*b"user:yo", END_OF_TURN, *b"think"]
-        assert list(instant.prompt_token_ids) == [*b"user:yo", END_OF_TURN]
+        think, end = SPECIALS["<think>"], SPECIALS["</think>"]
+        assert list(thinking.prompt_token_ids) == [*b"user:yo", END_OF_TURN, think]
+        assert list(instant.prompt_token_ids) == [*b"user:yo", END_OF_TURN, think, end]
         assert (thinking.sampling.temperature, instant.sampling.temperature) == (1.0, 0.6)
-        assert "".join(r.content for r in responses) == "ok"
+        assert "".join(r.reasoning_content for r in responses) == "ok", "the thought was never closed"
 
     run(test)
 
@@ -205,7 +207,7 @@ BAD_REQUESTS: list[tuple[str, Any, grpc.StatusCode, str]] = [
     ("id in use", generate_request(request_id="held"), grpc.StatusCode.ALREADY_EXISTS, "'held' is in use"),
     ("no messages", pb.ChatRequest(), grpc.StatusCode.INVALID_ARGUMENT, "messages: must not be empty"),
     ("unknown role", pb.ChatRequest(messages=[pb.Message(role="boss", content="go")]),
-     grpc.StatusCode.INVALID_ARGUMENT, "messages[0].role: unknown role 'boss'"),
+     grpc.StatusCode.INVALID_ARGUMENT, "messages[0].role: expected one of system, user, assistant, tool; found 'boss'"),
 ]  # fmt: skip
 
 

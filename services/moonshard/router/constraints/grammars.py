@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 
 from moonshard.errors import RequestError
 from moonshard.grammar import GrammarEngine
@@ -17,9 +18,13 @@ THOUGHT_END = "</think>"
 
 MAX_CHOICES = 1024
 
+# Checked constraints and schemas that are kept: clients send the same tools with every turn.
+NUM_CHECKED = 64
+NUM_CHECKED_SCHEMAS = 1024
+
 
 class Grammars:
-    """One per cell. Compiled grammars are kept by the engine, so checking the same one again is cheap."""
+    """One per cell. Checking a new constraint takes milliseconds, hundreds of them for a hundred tools; again, none."""
 
     def __init__(self, tokenizer: Tokenizer, engine: GrammarEngine) -> None:
         self._engine = engine
@@ -34,15 +39,32 @@ class Grammars:
             ConstraintKind.STRUCTURAL_TAG: lambda constraint: parse_structural_tag(constraint.value, self._speller),
         }
 
+        self._checked = lru_cache(NUM_CHECKED)(self._check)
+        self._schema_problem = lru_cache(NUM_CHECKED_SCHEMAS)(self._find_schema_problem)
+
     def grammar_of(self, constraint: Constraint, prompt_opens_thought: bool) -> Grammar:
         """Where the prompt leaves a thought open the grammar waits for its end, unless from_first_token.
 
         Raises RequestError("constraint", ...) naming what cannot be served.
         """
+        waits = prompt_opens_thought and not constraint.from_first_token
+        return Grammar(self._checked(constraint), self._thought_end if waits else None)
+
+    def schema_problem(self, schema: str) -> str | None:
+        """Why a JSON schema cannot be served, or None."""
+        return self._schema_problem(schema)
+
+    def _check(self, constraint: Constraint) -> str:
         text = write_grammar(self._shapes[constraint.kind](constraint))
         self._engine.check(text)
-        waits = prompt_opens_thought and not constraint.from_first_token
-        return Grammar(text, self._thought_end if waits else None)
+        return text
+
+    def _find_schema_problem(self, schema: str) -> str | None:
+        try:
+            self._engine.check(write_grammar(_json_schema(schema)))
+        except RequestError as error:
+            return str(error).removeprefix("constraint: ")
+        return None
 
 
 def _json_schema(value: str) -> Shape:
