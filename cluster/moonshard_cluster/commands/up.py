@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from moonshard_cluster.demo.spec import DemoSpec
 from moonshard_cluster.local.plan import kernels_are_built, plan_cell
 from moonshard_cluster.local.progress import LoadBars, wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster, error_of
+
+if TYPE_CHECKING:
+    from moonshard_cluster.on_ray.launcher import RayCluster
 
 KEPT_LOGS = 5
 NO_KERNELS = (
@@ -69,6 +72,9 @@ def up(
     restart: Annotated[
         bool, typer.Option("--restart/--no-restart", help="start workers that die again; else the cell ends with them")
     ] = True,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="place the workers on this Ray cluster: HOST:PORT of its head, or auto")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="ask this as soon as the cell is ready")] = None,
     once: Annotated[bool, typer.Option("--once", help="stop after --prompt is answered")] = False,
 ) -> None:
@@ -100,15 +106,26 @@ def up(
     }
     if checkpoint is None and config_file is None:
         values["checkpoint"] = demo_checkpoint(console)
-    _serve(console, plan_cell(values, config_file), log_dir or fresh_log_dir(), prompt, once, restart)
+    cell = _launcher(plan_cell(values, config_file), log_dir or fresh_log_dir(), ray)
+    _serve(console, cell, prompt, once, restart)
 
 
-def _serve(console: Console, config: CellConfig, log_dir: Path, prompt: str | None, once: bool, restart: bool) -> None:
-    started = time.monotonic()
+def _launcher(config: CellConfig, log_dir: Path, ray: str | None) -> "LocalCluster | RayCluster":
+    if ray is None:
+        return LocalCluster(config, log_dir)
+    from moonshard_cluster.on_ray.launcher import RayCluster
+
+    return RayCluster(config, log_dir, ray)
+
+
+def _serve(
+    console: Console, cell: "LocalCluster | RayCluster", prompt: str | None, once: bool, restart: bool
+) -> None:
+    started, config = time.monotonic(), cell.config
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if config.device == "cpu" and config.kernels == "auto" and not kernels_are_built():
         console.print(NO_KERNELS, style="yellow", markup=False, highlight=False)
-    with LocalCluster(config, log_dir) as cluster:
+    with cell as cluster:
         try:
             with ExitStack() as stack:
                 cluster.start()
@@ -138,7 +155,7 @@ def _answer(client: Client, prompt: str) -> None:
     ask.stream(client.chat(request, ANSWER_S))
 
 
-def _watch(cluster: LocalCluster, console: Console, restart: bool) -> None:
+def _watch(cluster: "LocalCluster | RayCluster", console: Console, restart: bool) -> None:
     """Serve until a child dies that is not to be started again, which ends the cell."""
     # all_to_all's group takes nobody back yet.
     restart = restart and cluster.config.transport == "links" and cluster.config.timeouts.failover_s > 0

@@ -6,12 +6,21 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
+from moonshard.config import CellConfig
 from moonshard.errors import Unavailable
 from moonshard.v1 import control_pb2 as pb
 from moonshard_cluster.client import Client
-from moonshard_cluster.local.supervisor import LocalCluster, error_of
+from moonshard_cluster.local.supervisor import Death, error_of
 
 REFRESH_S = 0.1
+
+
+class Launched(Protocol):
+    """A cell that a launcher has started: on this machine or on Ray."""
+
+    config: CellConfig
+
+    def wait(self, timeout_s: float | None) -> list[Death]: ...
 
 
 class Watcher(Protocol):
@@ -20,7 +29,7 @@ class Watcher(Protocol):
     def update(self, found: pb.GetStatusResponse) -> None: ...
 
 
-def wait_ready(cluster: LocalCluster, client: Client, watcher: Watcher | None = None) -> pb.GetStatusResponse:
+def wait_ready(cluster: Launched, client: Client, watcher: Watcher | None = None) -> pb.GetStatusResponse:
     """Block until the cell is ready; raises Unavailable with a dead child's last words, or after load_s."""
     limit_s = cluster.config.timeouts.load_s
     deadline = time.monotonic() + limit_s
@@ -35,7 +44,7 @@ def wait_ready(cluster: LocalCluster, client: Client, watcher: Watcher | None = 
     raise Unavailable(f"the cell was not ready within {limit_s:g} s")
 
 
-def _status(cluster: LocalCluster, client: Client) -> pb.GetStatusResponse:
+def _status(cluster: Launched, client: Client) -> pb.GetStatusResponse:
     try:
         return client.status()
     except Unavailable:
