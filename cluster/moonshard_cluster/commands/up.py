@@ -118,9 +118,7 @@ def _launcher(config: CellConfig, log_dir: Path, ray: str | None) -> "LocalClust
     return RayCluster(config, log_dir, ray)
 
 
-def _serve(
-    console: Console, cell: "LocalCluster | RayCluster", prompt: str | None, once: bool, restart: bool
-) -> None:
+def _serve(console: Console, cell: "LocalCluster | RayCluster", prompt: str | None, once: bool, restart: bool) -> None:
     started, config = time.monotonic(), cell.config
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if config.device == "cpu" and config.kernels == "auto" and not kernels_are_built():
