@@ -16,8 +16,8 @@ from moonshard.tokenizer import Tokenizer
 NUM_COMPILED = 64
 COMPLAINT_CHARACTERS = 400
 
-# An unknown special token is answered with a list of all 256.
-_LISTING = re.compile(r"; following special tokens are available:.*?(?=\n|$)")
+# An unknown special token is answered with a list of all 256; the other only says that details are switched off.
+_LISTING = re.compile(r"; following special tokens are available:.*?(?=\n|$)|<non-verbose/>")
 
 
 class GrammarEngine:

@@ -1,4 +1,4 @@
-"""What one attention worker can take: what it told last, less what was sent since and what unfinished prompts need."""
+"""What one attention worker can take: what it told last, less what was sent since."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ RESERVED_PART = 16
 class FreeCredits:
     """As a worker tells it. num_admitted: sequences it has taken from Admit messages since its start.
 
-    num_pending_tokens: prompt tokens of its running sequences that are still to be run.
+    num_pending_tokens: prompt tokens of its running sequences that are still to be run; their blocks are taken.
     """
 
     num_free_blocks: int
@@ -50,12 +50,11 @@ class WorkerAccount:
 
     def room(self, keeps_reserve: bool) -> Room:
         credits, free = self.credits, self._free
-        pending_blocks = -(-free.num_pending_tokens // credits.block_size)
         return Room(
             rank=self.rank,
             block_size=credits.block_size,
             num_blocks=credits.num_blocks,
-            num_free_blocks=free.num_free_blocks - pending_blocks - self._num_sent_blocks,
+            num_free_blocks=free.num_free_blocks - self._num_sent_blocks,
             num_free_seqs=free.num_free_seqs - len(self._sent),
             max_step_tokens=credits.max_step_tokens,
             prefill_budget=PREFILL_STEPS * credits.max_step_tokens,

@@ -38,7 +38,7 @@ class Demand:
 class Room:
     """What an attention worker can still take.
 
-    num_blocks: all it has. num_free_blocks: less what its unfinished prompts and what was sent since will need.
+    num_blocks: all it has. num_free_blocks: less what was sent since the worker told.
     num_prefill_tokens: prompts still to be run, each counted as one step's worth at most. reserved_seqs,
     reserved_blocks: kept for tenants that have nothing running.
     """

@@ -381,7 +381,7 @@ class FreeCredits(_message.Message):
     NUM_ADMITTED_FIELD_NUMBER: _builtins.int
     NUM_PENDING_TOKENS_FIELD_NUMBER: _builtins.int
     num_free_blocks: _builtins.int
-    """free, or cached and not in use"""
+    """free, or cached and not in use; a prompt's blocks are taken when it joins"""
     num_free_seqs: _builtins.int
     num_admitted: _builtins.int
     """sequences of Admit messages handled since the worker's start, refused ones included"""

@@ -1,4 +1,7 @@
-"""An attention worker in a few lines and in virtual time: slots, blocks as tokens come, chunked prefill, preemption."""
+"""An attention worker in a few lines and in virtual time: slots, blocks, chunked prefill, preemption.
+
+Prompts get their blocks when they join, output as it comes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,7 +94,9 @@ class SimulatedWorker:
             self.num_admitted += 1
             whole = order.prompt_len + order.max_tokens
             assert -(-whole // self.credits.block_size) <= self.credits.num_blocks, "can never fit: the router's fault"
-            if len(self.running) < self.credits.max_num_seqs:
+            needed = -(-order.num_tokens // self.credits.block_size)
+            if len(self.running) < self.credits.max_num_seqs and needed <= self.num_free_blocks:
+                order.num_blocks = needed
                 self.running.append(order)
             else:
                 updates.append(SequenceUpdate(order.sequence_id, (), preempted=True))
@@ -99,7 +104,7 @@ class SimulatedWorker:
         return updates
 
     def _make_room(self, running: Running, num_tokens: int) -> list[SequenceUpdate]:
-        needed = -(-num_tokens // self.credits.block_size) - running.num_blocks
+        needed = max(0, -(-num_tokens // self.credits.block_size) - running.num_blocks)
         preempted = []
         while needed > self.num_free_blocks and running in self.running:
             youngest = self.running.pop()
