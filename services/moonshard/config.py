@@ -68,7 +68,8 @@ class TimeoutConfig(_Section):
 
     combine_s: for the answer of a shard whose link is up; then the shard is suspected. failover_s: for a lost shard or
     attention worker to come back; requests wait as long. 0: they fail at once. hedge_s: at least, before rows of a slow
-    shard also go to its replica.
+    shard also go to its replica. stall_s: a process whose loop has not turned for so long fails its /livez; longer
+    than combine_s and failover_s together, because a worker that waits for a shard is not to be killed for it.
     """
 
     load_s: PositiveSeconds = 3600.0
@@ -76,6 +77,7 @@ class TimeoutConfig(_Section):
     combine_s: PositiveSeconds = 60.0
     failover_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
     hedge_s: PositiveSeconds = 0.25
+    stall_s: PositiveSeconds = 180.0
     heartbeat_s: PositiveSeconds = 1.0
     drain_s: PositiveSeconds = 30.0
 

@@ -1,17 +1,25 @@
 """Prometheus plumbing that every process shares: a registry of its own, an HTTP server, buckets, array collectors.
 
+The same server answers a process's probes, /livez and /readyz.
+
 Names, labels and units follow `moonshard_...` conventions told in services/README.md; each process declares its
 families in its own package.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from threading import Thread
 from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    ProcessCollector,
+    disable_created_metrics,
+    make_wsgi_app,
+    start_http_server,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -63,13 +71,38 @@ class RunningMetrics:
         self._thread.join(timeout=5)
 
 
-def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> RunningMetrics:
-    """Serve `registry` at http://host:port/metrics; port 0 takes a free one. Raises ConfigError when it is taken."""
+Probe = Callable[[], str]
+"""What is wrong, in words; empty when nothing is. Called in a thread of the server's."""
+
+
+def serve_metrics(
+    registry: CollectorRegistry, host: str, port: int, probes: Mapping[str, Probe] | None = None
+) -> RunningMetrics:
+    """Serve `registry` at http://host:port/metrics and `probes` at their paths, 503 when something is wrong.
+
+    Port 0 takes a free one. Raises ConfigError when it is taken.
+    """
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise ConfigError("metrics.base_port", f"cannot serve metrics on {host}:{port}: {error.strerror}") from None
+    server.set_app(_with_probes(make_wsgi_app(registry), probes or {}))
     return RunningMetrics(host, server.server_port, server, thread)
+
+
+def _with_probes(metrics: Any, probes: Mapping[str, Probe]) -> Any:
+    """A WSGI application."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        probe = probes.get(environ["PATH_INFO"])
+        if probe is None:
+            return metrics(environ, start_response)
+        problem = probe()
+        status = "503 Service Unavailable" if problem else "200 OK"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{problem or 'ok'}\n".encode()]
+
+    return answer
 
 
 Kind = type[CounterMetricFamily] | type[GaugeMetricFamily]

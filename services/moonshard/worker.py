@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from moonshard import kernels, log
 from moonshard.config import CellConfig
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError
+from moonshard.health import Health
 from moonshard.kernels import Pool
 from moonshard.metrics import new_registry, serve_metrics
 from moonshard.model.config import ModelConfig
@@ -63,6 +64,7 @@ class Worker:
     inbox: "Inbox"
     lifetime: Lifetime
     progress: "LoadProgress"
+    health: Health
     advertise_host: str = ""
 
     @property
@@ -189,7 +191,9 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
     topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention, config.num_replicas)
     device, dtype = resolve_device(config, rank)
     registry, progress = new_registry(), LoadProgress()
-    metrics = serve_metrics(registry, config.metrics.host, metrics_port(role, rank, config))
+    health = Health(config.timeouts.stall_s)
+    probes = {"/livez": health.liveness, "/readyz": lambda: health.readiness()}
+    metrics = serve_metrics(registry, config.metrics.host, metrics_port(role, rank, config), probes)
     try:
         metrics_address = f"{arguments.advertise_host or config.metrics.host}:{metrics.port}"
         join = _join(role, rank, topology, model, metrics_address)
@@ -212,6 +216,7 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
                 inbox,
                 lifetime,
                 progress,
+                health,
                 arguments.advertise_host,
             )
         finally:

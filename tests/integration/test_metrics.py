@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -64,6 +65,13 @@ def test_every_expert_of_every_layer_is_exported_once_and_counts_its_tokens(clie
         assert sum(grown) == rows * TOP_K
         assert max(grown) <= rows
         assert sum(g > 0 for g in grown) > TOP_K
+
+
+def test_every_process_lives_and_is_ready(client: Client) -> None:
+    for worker in client.status().workers:
+        for probe in ("livez", "readyz"):
+            with urllib.request.urlopen(f"http://{worker.metrics_address}/{probe}", timeout=10) as response:
+                assert (response.status, response.read()) == (200, b"ok\n")
 
 
 def test_promtool_finds_nothing_to_criticise_in_any_process(client: Client) -> None:

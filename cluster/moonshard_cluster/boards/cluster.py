@@ -89,6 +89,52 @@ SPEED = Row(
     ],
 )
 
+FAILURES = Row(
+    "What failed, and what it cost",
+    [
+        Panel(
+            "Workers lost and back",
+            "Workers that were lost, and that became ready again, since the cell was whole for the first time.",
+            [
+                Query(value("moonshard_worker_losses_total"), "{{role}} lost"),
+                Query(value("moonshard_worker_returns_total"), "{{role}} back"),
+            ],
+            "short",
+        ),
+        Panel(
+            "Copies of the rarest expert",
+            "Live copies. 0: requests wait for a shard. The epoch grows with every loss and return.",
+            [
+                Query(value("moonshard_expert_copies_min"), "copies"),
+                Query(value("moonshard_membership_epoch"), "epoch"),
+            ],
+            "short",
+        ),
+        Panel(
+            "Asked again",
+            "Layers whose rows were sent again, because a shard was lost, slow or wrong, per second.",
+            [
+                Query(f"sum({rate('moonshard_failover_redispatches_total')})", "lost"),
+                Query(f"sum({rate('moonshard_failover_hedges_total')})", "slow, to a replica"),
+                Query(f"sum({rate('moonshard_failover_suspicions_total')})", "suspicions"),
+            ],
+            "short",
+        ),
+        Panel(
+            "Time paused",
+            "Share of the time in which an attention worker waited for a shard that was lost or slow.",
+            [Query(rate("moonshard_failover_pause_seconds_sum"), "attention-{{dp_rank}}")],
+            "percentunit",
+        ),
+        Panel(
+            "Sequences that moved",
+            "Sequences of lost attention workers that went on elsewhere.",
+            [Query(value("moonshard_sequences_readmitted_total"), "sequences")],
+            "short",
+        ),
+    ],
+)
+
 PROCESSES = Row(
     "Processes",
     [
@@ -134,5 +180,5 @@ BOARD = Board(
     "moonshard-cluster",
     "moonshard / cluster",
     "One look at a cell: coverage, requests, tokens, latency, processes.",
-    [WELL, SPEED, PROCESSES],
+    [WELL, SPEED, FAILURES, PROCESSES],
 )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from moonshard.attention.failover_metrics import register_failover_metrics
 from moonshard.errors import PeerLost, TransportError
 from moonshard.transport.links import LinkDispatcher, Patience, Suspicion, Target
 from moonshard.v1 import control_pb2 as pb
@@ -60,7 +61,14 @@ def follow_members(worker: Worker, dispatcher: LinkDispatcher, members: pb.Membe
     worker.inbox.on_members = tell
     tell(_newer(worker, members))
     worker.lifetime.on_stop.append(lambda: dispatcher.give_up(f"the worker stops: {worker.lifetime.reason}"))
+    worker.health.readiness = lambda: "lost the router" if worker.link.lost.is_set() else missing_shards(dispatcher)
+    register_failover_metrics(worker.registry, worker.model_name, worker.rank, dispatcher.recovery)
     dispatcher.recovery.tell = lambda suspicion: worker.link.send(suspicion_message(suspicion))
+
+
+def missing_shards(dispatcher: LinkDispatcher) -> str:
+    lost = dispatcher.lost_shards
+    return f"no link to shards {lost}" if lost else ""
 
 
 def suspicion_message(suspicion: Suspicion) -> pb.WorkerMessage:

@@ -104,6 +104,7 @@ def _loop(
 ) -> None:
     report = Report(engine, worker.link.send)
     while not worker.lifetime.stopping.is_set():
+        worker.health.beat()
         outputs = obey(engine, grammars, worker.inbox.drain())
         plan = engine.plan()
         outputs += [Output(sequence.request_id, preempted=True) for sequence in plan.preempted]

@@ -126,6 +126,7 @@ def load_message(counters: LoadCounters, window: LoadWindow | None) -> pb.Worker
 
 def _say_ready(worker: Worker, address: str) -> None:
     worker.link.send(pb.WorkerMessage(ready=pb.Ready(data_address=address)))
+    worker.health.readiness = lambda: "lost the router" if worker.link.lost.is_set() else ""
 
 
 def _loop(worker: Worker, shard: Shard, endpoint: Endpoint, metrics: ExpertMetrics) -> None:
@@ -139,6 +140,7 @@ def _loop(worker: Worker, shard: Shard, endpoint: Endpoint, metrics: ExpertMetri
         endpoint.answer_with(table)
     with torch.inference_mode():
         while not worker.lifetime.stopping.is_set():
+            worker.health.beat()
             batch = endpoint.receive(POLL_S)
             if batch is None:
                 continue

@@ -12,6 +12,7 @@ from smg_grpc_proto.generated.vllm_engine_pb2_grpc import add_VllmEngineServicer
 
 from moonshard.config import CellConfig
 from moonshard.grammar import GrammarEngine
+from moonshard.health import Health
 from moonshard.metrics import RunningMetrics, serve_metrics
 from moonshard.router import cluster_service, inference_service, workers_service
 from moonshard.router.cell import Cell, recovery_s
@@ -19,13 +20,14 @@ from moonshard.router.chat.turn import Turns
 from moonshard.router.connections import Connections
 from moonshard.router.constraints import Grammars
 from moonshard.router.engine import Engine
+from moonshard.router.failover_metrics import register_failover_metrics
 from moonshard.router.frontdoor import FrontDoor
 from moonshard.router.gateway import service as gateway_service
 from moonshard.router.gateway.kv_events import KvEvents
 from moonshard.router.gateway.loads import LoadMeter
 from moonshard.router.load import LoadBook
 from moonshard.router.load_metrics import register_load_metrics
-from moonshard.router.membership import Membership
+from moonshard.router.membership import Membership, Role
 from moonshard.router.metrics import RouterMetrics
 from moonshard.router.operator_key import OperatorKey
 from moonshard.router.requests import Limits
@@ -38,6 +40,7 @@ from moonshard.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 
 logger = logging.getLogger(__name__)
 
+BEAT_S = 1.0
 GOODBYE_S = 3.0  # for workers to leave once they are told to
 CALLS_END_S = 1.0  # for answers on their way when the server stops
 
@@ -63,6 +66,9 @@ class Router:
             membership, self._connections, self.engine, load, time.monotonic, kv_events, recovery_s(config)
         )
         register_load_metrics(registry, model.name, load, lambda: self.cell.membership, time.monotonic)
+        register_failover_metrics(registry, model.name, self.cell.losses, lambda: self.cell.membership)
+        self.health = Health(config.timeouts.stall_s)
+        self.health.readiness = self._problem
         self._for_clients = (INFERENCE, GATEWAYS) if model.gateway else (INFERENCE,)
         self._server = RpcServer((*self._for_clients, WORKERS, CLUSTER), config.router.max_message_mb)
         self._cluster = cluster_service.ClusterService(
@@ -81,12 +87,13 @@ class Router:
             add_VllmEngineServicer_to_server(gateways, self._server.server)
         self._metrics_server: RunningMetrics | None = None
         self._run_file: Path | None = None
-        self._follower: asyncio.Task[None] | None = None
+        self._followers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Serve. Raises ConfigError naming the setting when a port cannot be had."""
         config = self._config
-        self._metrics_server = serve_metrics(self._registry, config.metrics.host, config.metrics.base_port)
+        probes = {"/livez": self.health.liveness, "/readyz": self.health.readiness}
+        self._metrics_server = serve_metrics(self._registry, config.metrics.host, config.metrics.base_port, probes)
         try:
             port = await self._server.start(config.router.host, config.router.port, "router.port")
         except BaseException:
@@ -96,7 +103,7 @@ class Router:
         self._cluster.metrics_address = reachable(config.metrics.host, self._metrics_server.port)
         for entry in (WORKERS, CLUSTER):
             await self._server.set_serving(entry, True)
-        self._follower = asyncio.create_task(self._follow_readiness())
+        self._followers = [asyncio.create_task(it) for it in (self._follow_readiness(), self._beat())]
         self._run_file = write_run_file(config.run_dir, self.address, self._cluster.metrics_address)
         logger.info("listening on %s, metrics on %s", self.address, self._cluster.metrics_address)
 
@@ -120,8 +127,8 @@ class Router:
                 await self._connections.all_closed()
         self._connections.end_all()
         await self._server.stop(CALLS_END_S)
-        if self._follower:
-            self._follower.cancel()
+        for follower in self._followers:
+            follower.cancel()
         if self._run_file:
             self._run_file.unlink(missing_ok=True)
             # The last process out removes the directory, which matters when the launcher itself was killed.
@@ -131,7 +138,7 @@ class Router:
             self._metrics_server.close()
 
     async def _follow_readiness(self) -> None:
-        """Health of the whole server and of Inference is the cell's readiness."""
+        """Health of the whole server and of what clients call is the cell's readiness; each role has its own entry."""
         was_ready = False
         while True:
             await self.cell.changed.wait()
@@ -142,9 +149,26 @@ class Router:
                 was_ready = ready
             for entry in (WHOLE_SERVER, *self._for_clients):
                 await self._server.set_serving(entry, ready)
+            for role in Role:
+                await self._server.set_serving(role_entry(role), self.cell.membership.serves(role))
+
+    async def _beat(self) -> None:
+        """The event loop turns."""
+        while True:
+            self.health.beat()
+            await asyncio.sleep(BEAT_S)
+
+    def _problem(self) -> str:
+        """What keeps the cell from serving, in words."""
+        return "" if self.cell.is_ready else self.engine.refusal or self.cell.membership.describe_missing()
 
     def _missing(self, ready: bool) -> tuple[str, ...]:
-        return () if ready else (self.engine.refusal or "",)
+        return () if ready else (self._problem(),)
+
+
+def role_entry(role: Role) -> str:
+    """In gRPC's health service: whether the workers of a role can do what it does."""
+    return f"moonshard.{role.value}"
 
 
 def cell_limits(config: CellConfig, model: ServedModel, cell: Cell) -> Limits:

@@ -11,6 +11,7 @@ from typing import Protocol
 from moonshard.config import CellConfig
 from moonshard.router.connections import Connection, Connections
 from moonshard.router.engine import Engine
+from moonshard.router.failover_metrics import Losses
 from moonshard.router.load import LoadBook
 from moonshard.router.load_wire import window_from_load
 from moonshard.router.membership import Membership, Outgoing, Role, Worker, WorkerId
@@ -75,6 +76,7 @@ class Cell:
         self._pulses: dict[WorkerId, _Pulse] = {}
         self._recovery_s = recovery_s
         self._patience: asyncio.TimerHandle | None = None
+        self.losses = Losses()
         self.is_draining = False
         self._gate()
 
@@ -116,6 +118,7 @@ class Cell:
         self._connections.close(connection)
         del self._pulses[worker.id]
         logger.log(logging.INFO if self.is_draining else logging.ERROR, "%s lost: %s", worker.describe(), problem)
+        self.losses.lost[worker.id.role] += self.membership.is_formed
         self._commit(*self.membership.lost(worker.id))
         self._fail_requests_of(worker, f"{worker.describe()} lost: {problem}")
         self._await_recovery()
@@ -156,6 +159,7 @@ class Cell:
 
     def _ready(self, worker_id: WorkerId, message: pb.Ready) -> None:
         credits = credits_from_ready(message) if worker_id.role is Role.ATTENTION else None
+        self.losses.returned[worker_id.role] += self.membership.is_formed
         membership, outgoing = self.membership.ready(worker_id, message.data_address, credits)
         logger.info("%s ready", membership.workers[worker_id].describe())
         self._commit(membership, outgoing)
@@ -167,6 +171,7 @@ class Cell:
             self._caches.forget(worker.id.rank)
         if worker.id.role is Role.ATTENTION and self._recovers:
             num_flights = self._engine.readmit_worker(worker.id.rank, problem)
+            self.losses.num_readmitted += num_flights
             logger.warning("%d sequences of %s go on elsewhere, or when it is back", num_flights, worker.id)
         elif worker.id.role is Role.ATTENTION:
             self._engine.remove_worker(worker.id.rank, problem)

@@ -164,12 +164,16 @@ class Membership:
         ready = (shard.experts for shard in self._of(Role.EXPERT) if shard.state is WorkerState.READY)
         return coverage(self.topology.num_experts, ready)
 
+    def serves(self, role: Role) -> bool:
+        """Whether what this role does can be done: every expert covered, or an attention worker ready."""
+        if role is Role.EXPERT:
+            return self.coverage.complete
+        return any(worker.state is WorkerState.READY for worker in self._of(Role.ATTENTION))
+
     @property
     def is_ready(self) -> bool:
         """The first time when everybody is; from then on as long as every expert and an attention worker are there."""
-        if not self.is_formed:
-            return False
-        return self.coverage.complete and any(w.state is WorkerState.READY for w in self._of(Role.ATTENTION))
+        return self.is_formed and all(self.serves(role) for role in Role)
 
     @property
     def kv_capacity(self) -> int | None:

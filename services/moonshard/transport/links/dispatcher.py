@@ -85,6 +85,11 @@ class LinkDispatcher:
             self.close()
             raise
 
+    @property
+    def lost_shards(self) -> list[int]:
+        """Shards without a link that is up. From any thread."""
+        return [link.shard for link in self._table.current if link.error]
+
     def begin_step(self, num_rows: int) -> None:
         self._step += 1
         if self._news.waiting or (self._table.has_spares and self._step % _LOOK_AROUND_STEPS == 0):
