@@ -8,7 +8,7 @@ from rich.console import Console
 
 import moonshard
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
-from moonshard_cluster.commands import ask, bench, demo_model, experts, inspect, plan, status, up
+from moonshard_cluster.commands import ask, bench, demo_model, experts, inspect, placement, plan, status, up
 
 app = typer.Typer(
     name="moonshard",
@@ -37,6 +37,7 @@ app.command("chat")(ask.chat)
 app.command("generate")(ask.generate)
 app.command("status")(status.status)
 app.command("experts")(experts.experts)
+app.add_typer(placement.app, name="placement")
 app.command("inspect")(inspect.inspect)
 app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
