@@ -61,9 +61,10 @@ class _Shard:
         self._kept = deque([self.start])
 
     def add(self, window: ShardWindow, now_s: float) -> None:
-        self.latest = _Snapshot(now_s, array("Q", map(int.__add__, self.latest.rows, window.rows)))
-        if now_s - self._kept[-1].at_s >= self._history_s / SNAPSHOTS_MAX:
+        # The last one before the resolution is used up is kept, so that what is dropped is near what is kept.
+        if now_s - self._kept[-1].at_s >= self._history_s / SNAPSHOTS_MAX and self.latest is not self._kept[-1]:
             self._kept.append(self.latest)
+        self.latest = _Snapshot(now_s, array("Q", map(int.__add__, self.latest.rows, window.rows)))
         # One snapshot from before the history is its base.
         while len(self._kept) > 1 and self._kept[1].at_s <= now_s - self._history_s:
             self._kept.popleft()
