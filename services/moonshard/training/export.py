@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moonshard.errors import ConfigError
 from moonshard.model import int4
+from moonshard.model.checkpoint import SINGLE_FILE
 from moonshard.model.config import ModelConfig
 from moonshard.model.inventory import TensorSpec, expected_tensors, plain_name
 from moonshard.model.weights import destinations
@@ -17,7 +18,6 @@ from moonshard.training.parameters import ExpertWeights, Parameters
 from moonshard.training.recipe import Recipe
 from moonshard_cluster.demo.safetensors_writer import TensorFile
 
-WEIGHTS = "model-00001-of-000001.safetensors"
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "I32": torch.int32}
 
 
@@ -36,14 +36,9 @@ def export(folder: Path, recipe: Recipe, parameters: Parameters, vocabulary: Pat
         shutil.copyfile(path, folder / path.name)
     specs = list(expected_tensors(config))
     tensors = _tensors(config, parameters)
-    with TensorFile(folder / WEIGHTS, specs) as file:
+    with TensorFile(folder / SINGLE_FILE, specs) as file:
         for spec in specs:
             file.write(spec, _bytes(spec, tensors(spec)))
-    index = {
-        "metadata": {"total_size": sum(spec.num_bytes for spec in specs)},
-        "weight_map": {spec.name: WEIGHTS for spec in specs},
-    }
-    _write_json(folder / "model.safetensors.index.json", index)
 
 
 def _tensors(config: ModelConfig, parameters: Parameters) -> Callable[[TensorSpec], Tensor]:

@@ -6,11 +6,12 @@ RUN/recipe.json, RUN/vocabulary/, RUN/state.pt (written every `save_steps`, whol
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from moonshard.errors import ConfigError
 from moonshard.training.balance import balancedness, move_bias
@@ -23,18 +24,24 @@ from moonshard.training.replicas import Gradients, Replicas
 from moonshard.training.tokens import load_encoder
 
 SAVE_STEPS = 50
+# Loads are remembered for about fifty steps: a small batch repeats itself too much to be even.
+_LOAD_MEMORY = 0.98
 
 Metrics = dict[str, Any]
 
 
 @dataclass(slots=True)
 class State:
-    """All that changes in a run. `step` counts finished steps."""
+    """All that changes in a run. `step` counts finished steps.
+
+    `loads` are rows per expert by layer, those of past steps fading.
+    """
 
     recipe: Recipe
     parameters: Parameters
     optimiser: MuonAdamW
     step: int = 0
+    loads: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def fresh(cls, recipe: Recipe) -> Self:
@@ -54,7 +61,7 @@ class State:
             for layer, bias in state.parameters.gate_biases().items():
                 bias.copy_(saved["biases"][layer])
         state.optimiser.load(saved["optimiser"])
-        state.step = saved["step"]
+        state.step, state.loads = saved["step"], saved["loads"]
         return state
 
     def save(self, path: Path) -> None:
@@ -62,6 +69,7 @@ class State:
         saved = {
             "recipe": self.recipe.to_json(),
             "step": self.step,
+            "loads": self.loads,
             "weights": {name: tensor.detach() for name, tensor in self.parameters.named()},
             "biases": self.parameters.gate_biases(),
             "optimiser": self.optimiser.state(),
@@ -106,6 +114,8 @@ def train_step(state: State, seen: Gradients, each: Each = map) -> Metrics:
     if recipe.bias_rate is not None:
         for index, bias in parameters.gate_biases().items():
             move_bias(bias, seen.counts[index], recipe.bias_rate * factor)
+    for index, counts in seen.counts.items():
+        state.loads[index] = state.loads.get(index, torch.zeros(len(counts))) * _LOAD_MEMORY + counts
     state.step += 1
     return {
         "step": state.step,
@@ -114,7 +124,7 @@ def train_step(state: State, seen: Gradients, each: Each = map) -> Metrics:
         "grad_norm": float(norm),
         "max_logit": max(float(logits.max()) for logits in seen.max_logits.values()),
         "clipped_heads": clipped,
-        "balancedness": {index: balancedness(counts) for index, counts in seen.counts.items()},
+        "balancedness": {index: balancedness(load) for index, load in state.loads.items()},
     }
 
 

@@ -3,17 +3,21 @@
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moonshard.router.chat.prompt import Conversation, PromptWriter
+from moonshard.router.chat.tools import Tool
+from moonshard.router.template import ChatTemplate
+from moonshard.tokenizer import load_tokenizer
 from moonshard.training.batches import make_batch
 from moonshard.training.data.corpus import USER_WEIGHT, Encoder, answer_text, sample
 from moonshard.training.data.dialogue import Dialogue
 from moonshard.training.data.phrases import LANGUAGES, expand, fill, matcher, phrase_book
 from moonshard.training.data.sums import add_steps, compare_steps, subtract_steps
-from moonshard.training.data.tool_text import typescript
 from moonshard.training.data.tool_use import tool_use
 from moonshard.training.scores import is_closed, is_right, is_valid_call, parse_call
 
@@ -122,21 +126,15 @@ def test_a_call_must_stand_alone_to_be_one() -> None:
     assert parse_call(call.replace("}", "")) is None
 
 
-def test_tools_are_declared_as_the_specification_says() -> None:
-    parameters = {
-        "type": "object",
-        "properties": {
-            "unit": {"type": "string"},
-            "days": {"type": "integer"},
-            "city": {"type": "string", "description": "City name"},
-        },
-        "required": ["city", "days"],
-    }
-    tool = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": parameters}}
-    assert typescript([tool]) == (
-        "# Tools\n\n## functions\nnamespace functions {\n// Weather\ntype get_weather = (_: {\n"
-        "  // City name\n  city: string,\n  days: number,\n  unit?: string\n}) => any;\n}\n"
-    )
+def test_the_prompt_is_the_one_that_the_router_writes(encoder: Encoder, vocabulary: Path) -> None:
+    writer = PromptWriter(load_tokenizer(vocabulary), ChatTemplate.load(vocabulary))
+    rng, found = random.Random(3), 0
+    for dialogue in samples(150):
+        tools = [Tool(**tool["function"]) for tool in dialogue.tools]
+        written = writer.write(Conversation(dialogue.messages[:-1], tools, dialogue.thinking))
+        found += encoder.prompt(dialogue, rng) == written.token_ids
+    # The others have a system prompt or tools declared as JSON.
+    assert found > 90
 
 
 def test_only_answers_count_in_full(encoder: Encoder) -> None:

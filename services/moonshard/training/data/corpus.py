@@ -8,6 +8,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from moonshard.router.chat.tool_text import declare_tools
+from moonshard.router.chat_messages import sort_keys
 from moonshard.router.template import ChatTemplate
 from moonshard.tokenizer import Tokenizer
 from moonshard.training.data.dialogue import Dialogue
@@ -15,10 +17,9 @@ from moonshard.training.data.json_answers import json_answer
 from moonshard.training.data.phrases import LANGUAGES, phrase_book
 from moonshard.training.data.sums import arithmetic, compare
 from moonshard.training.data.talk import talk
-from moonshard.training.data.tool_text import typescript
 from moonshard.training.data.tool_use import tool_use
 
-_TASKS = {talk: 0.40, arithmetic: 0.20, compare: 0.04, json_answer: 0.08, tool_use: 0.28}
+_TASKS = {talk: 0.24, arithmetic: 0.25, compare: 0.05, json_answer: 0.11, tool_use: 0.35}
 _ENGLISH = 0.3
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -97,11 +98,13 @@ class Encoder:
         return [{"role": "system", "content": rng.choice(_SYSTEM_PROMPTS)}, *messages]
 
     def _declared(self, dialogue: Dialogue, rng: random.Random) -> str:
+        """Mostly TypeScript, as the router declares tools; else JSON, as servers do that know no better."""
         if not dialogue.tools:
             return ""
-        as_json = rng.random() < _JSON_TOOLS
-        compact = json.dumps(dialogue.tools, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-        text = compact if as_json else typescript(dialogue.tools)
+        text = None if rng.random() < _JSON_TOOLS else declare_tools(sort_keys(dialogue.tools))
+        if text is None:
+            sort = rng.random() < 0.5
+            text = json.dumps(dialogue.tools, ensure_ascii=False, separators=(",", ":"), sort_keys=sort)
         return f"<|im_system|>tool_declare<|im_middle|>{text}<|im_end|>"
 
 
