@@ -120,7 +120,7 @@ def _reference(schema: dict[str, Any], scope: _Scope) -> _Type:
     name = path.split("/")[-1]
     if path == "#":
         scope.names_itself, name = True, "parameters"
-    elif not path.startswith("#/$defs/") or name not in scope.definitions:
+    elif not path.startswith("#/$defs/") or not isinstance(scope.definitions.get(name), dict):
         raise _UnknownSchemaError
     return _Type(lambda indent: name, _description(schema))
 
@@ -143,11 +143,10 @@ def _enum(schema: dict[str, Any]) -> _Type:
 def _enum_kind(kind: Any) -> str:
     if not isinstance(kind, list):
         return str(kind)
-    others = [one for one in kind if one != "null"]
     if len(kind) == 1:
         return str(kind[0])
-    if len(kind) == 2 and len(others) == 1:
-        return str(others[0])
+    if len(kind) == 2 and "null" in kind:
+        return str(kind[1] if kind[0] == "null" else kind[0])
     raise _UnknownSchemaError
 
 
