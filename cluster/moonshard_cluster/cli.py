@@ -1,13 +1,15 @@
 """The `moonshard` command. Each subcommand lives in a module of its own; heavy imports happen inside them."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 import moonshard
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
+from moonshard_cluster.access import Access
 from moonshard_cluster.commands import ask, bench, demo_model, experts, inspect, placement, plan, status, up
 
 app = typer.Typer(
@@ -25,11 +27,22 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _file(option: str, text: str) -> Any:
+    """A root option, which the environment may give as well: it applies to every subcommand that asks a router."""
+    return typer.Option(option, envvar="MOONSHARD" + option.replace("-", "_").replace("__", "_").upper(), help=text)
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="and exit")] = False,
+    tls_ca: Annotated[Path | None, _file("--tls-ca", "PEM of the authority to trust; turns TLS on")] = None,
+    tls_cert: Annotated[Path | None, _file("--tls-cert", "PEM certificate to bring, for mutual TLS")] = None,
+    tls_key: Annotated[Path | None, _file("--tls-key", "its private key")] = None,
+    api_key_file: Annotated[Path | None, _file("--api-key-file", "file with the API key to bring")] = None,
+    operator_key_file: Annotated[Path | None, _file("--operator-key-file", "file with the operator's key")] = None,
 ) -> None:
-    pass
+    context.obj = Access.of_files(tls_ca, tls_cert, tls_key, api_key_file, operator_key_file)
 
 
 app.command("up")(up.up)

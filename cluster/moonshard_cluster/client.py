@@ -2,24 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 
-from moonshard.errors import MoonshardError, Overloaded, RequestError, Unavailable
+from moonshard.errors import MoonshardError, Overloaded, RequestError, Unauthenticated, Unavailable
+from moonshard.rpc.tls import open_channel
 from moonshard.v1 import control_pb2, inference_pb2
 from moonshard.v1.control_pb2_grpc import ClusterStub
 from moonshard.v1.inference_pb2_grpc import InferenceStub
+from moonshard_cluster.access import Access, given_access
 
 DEFAULT_ROUTER = "127.0.0.1:50051"
 STATUS_TIMEOUT_S = 5.0
 
 
 class Client:
-    """Stubs of one router. Every call has a deadline; failures are the errors of errors.py."""
+    """Stubs of one router. Every call has a deadline; failures are the errors of errors.py.
 
-    def __init__(self, address: str = DEFAULT_ROUTER) -> None:
+    access: what the command line was told when None. Raises ConfigError when a file of it cannot be used.
+    """
+
+    def __init__(self, address: str = DEFAULT_ROUTER, access: Access | None = None) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(address)
+        self._access = access or given_access()
+        self._channel = open_channel(address, self._access.tls)
         self._inference = InferenceStub(self._channel)
         self._cluster = ClusterStub(self._channel)
 
@@ -31,28 +38,32 @@ class Client:
 
     def status(self) -> control_pb2.GetStatusResponse:
         with self._failures():
-            return self._cluster.GetStatus(control_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S)
+            return self._cluster.GetStatus(
+                control_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata
+            )
 
     def load(self, window_s: float, operator_key: str | None = None) -> control_pb2.GetLoadResponse:
         """Expert load over the last window_s seconds, 0 since the router's start."""
-        key = (("authorization", f"Bearer {operator_key}"),) if operator_key else None
+        key = replace(self._access, operator_key=operator_key or self._access.operator_key).operator_metadata
         request = control_pb2.GetLoadRequest(window_s=window_s)
         with self._failures():
             return self._cluster.GetLoad(request, timeout=STATUS_TIMEOUT_S, metadata=key)
 
     def model(self) -> inference_pb2.GetModelResponse:
         with self._failures():
-            return self._inference.GetModel(inference_pb2.GetModelRequest(), timeout=STATUS_TIMEOUT_S)
+            return self._inference.GetModel(
+                inference_pb2.GetModelRequest(), timeout=STATUS_TIMEOUT_S, metadata=self._access.api_metadata
+            )
 
     def generate(
         self, request: inference_pb2.GenerateRequest, timeout_s: float
     ) -> Iterator[inference_pb2.GenerateResponse]:
         with self._failures():
-            yield from self._inference.Generate(request, timeout=timeout_s)
+            yield from self._inference.Generate(request, timeout=timeout_s, metadata=self._access.api_metadata)
 
     def chat(self, request: inference_pb2.ChatRequest, timeout_s: float) -> Iterator[inference_pb2.ChatResponse]:
         with self._failures():
-            yield from self._inference.Chat(request, timeout=timeout_s)
+            yield from self._inference.Chat(request, timeout=timeout_s, metadata=self._access.api_metadata)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -69,4 +80,6 @@ def _translate(error: grpc.RpcError, address: str) -> MoonshardError:
         return RequestError(field, problem)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(details, retry_after_s=1.0)
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return Unauthenticated(f"the router at {address}: {details}")
     return Unavailable(f"the router at {address} answers {code.name}: {details}")

@@ -22,9 +22,15 @@ class _Section(BaseModel):
 
 
 class RouterConfig(_Section):
-    """The front door. `port` 0 takes a free one. operator_key_file: holds the key that expert counts are told for.
+    """The front door. `port` 0 takes a free one.
 
     trust_control_tokens: spellings of control tokens in callers' messages become those tokens, as in the reference.
+    operator_key_file: holds the key for Cluster and Workers. api_keys_file: lines TENANT KEY [WEIGHT], one of which a
+    caller of Inference must bring; open_gateway: VllmEngine asks for none, for a gateway that checks keys itself and
+    cannot hand them on. tls_cert, tls_key: PEM, of the port; tls_client_ca: callers must bring a certificate
+    that it signed. tls_ca, tls_worker_cert, tls_worker_key, tls_server_name: how this cell's workers dial the router;
+    unset, they trust the router's own certificate and bring it. All of these files are read again when they change.
+    max_connection_age_s: then a connection is asked to make way for a new one, calls on it go on; 0 is never.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +40,17 @@ class RouterConfig(_Section):
     default_max_tokens: PositiveInt = 32_768
     operator_key_file: Path | None = None
     trust_control_tokens: bool = False
+    api_keys_file: Path | None = None
+    open_gateway: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tls_ca: Path | None = None
+    tls_worker_cert: Path | None = None
+    tls_worker_key: Path | None = None
+    tls_server_name: str = ""
+    reflection: bool = True
+    max_connection_age_s: Annotated[float, Field(ge=0, le=10_000_000)] = 0.0
 
 
 class AttentionConfig(_Section):
@@ -172,6 +189,17 @@ class CellConfig(_Section):
             return cls.model_validate_json(raw)
         except ValidationError as error:
             raise first_problem(cls, error) from None
+
+
+def read_secret(field: str, path: Path) -> str:
+    """A key that a file holds, without white space at its ends. Raises ConfigError naming `field`, never the key."""
+    try:
+        key = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(field, f"cannot read {path}: {error}") from None
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError(field, f"{path} must hold one line of printable ASCII characters")
+    return key
 
 
 def first_problem(model: type[BaseModel], error: ValidationError) -> ConfigError:

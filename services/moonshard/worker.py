@@ -17,14 +17,15 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from moonshard import kernels, log
-from moonshard.config import CellConfig
+from moonshard.config import CellConfig, RouterConfig, read_secret
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError
 from moonshard.health import Health
 from moonshard.kernels import Pool
 from moonshard.metrics import new_registry, serve_metrics
 from moonshard.model.config import ModelConfig
 from moonshard.process import USER_ERROR_STATUS, Lifetime
-from moonshard.rpc.worker_stream import RouterLink
+from moonshard.rpc.tls import worker_tls
+from moonshard.rpc.worker_stream import RouterLink, WorkerAccess
 from moonshard.topology import Topology
 from moonshard.transport.contract import WireSpec
 from moonshard.v1 import control_pb2 as pb
@@ -198,7 +199,9 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
         metrics_address = f"{arguments.advertise_host or config.metrics.host}:{metrics.port}"
         join = _join(role, rank, topology, model, metrics_address)
         inbox = Inbox(lifetime)
-        link = RouterLink.connect(arguments.router_address, join, config.timeouts.join_s, inbox.notify)
+        link = RouterLink.connect(
+            arguments.router_address, join, config.timeouts.join_s, inbox.notify, _access(config.router)
+        )
         try:
             inbox.attach(link)
             link.start_heartbeats(lambda: _heartbeat(progress), config.timeouts.heartbeat_s)
@@ -230,6 +233,11 @@ def metrics_port(role: str, rank: int, config: CellConfig) -> int:
     if config.metrics.worker_port or not config.metrics.base_port:
         return config.metrics.worker_port
     return config.metrics.base_port + 1 + rank + (config.num_attention if role == "expert" else 0)
+
+
+def _access(router: RouterConfig) -> WorkerAccess:
+    key = read_secret("router.operator_key_file", router.operator_key_file) if router.operator_key_file else None
+    return WorkerAccess(worker_tls(router), (("authorization", f"Bearer {key}"),) if key else ())
 
 
 def _num_threads(role: str, config: CellConfig) -> int:

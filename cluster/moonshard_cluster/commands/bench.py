@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moonshard.errors import ConfigError
+from moonshard_cluster.access import Access
 from moonshard_cluster.bench.serving import Speed, measure
 from moonshard_cluster.client import Client
 from moonshard_cluster.commands.up import demo_checkpoint, fresh_log_dir
@@ -52,7 +53,7 @@ def bench(
             }
             cluster = stack.enter_context(LocalCluster(plan_cell(values), fresh_log_dir()))
             cluster.start()
-            client = stack.enter_context(Client(cluster.router_address))
+            client = stack.enter_context(Client(cluster.router_address, Access.of_config(cluster.config.router)))
             with LoadBars(console) as bars:
                 wait_ready(cluster, client, bars)
             router = cluster.router_address

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from moonshard.config import CellConfig
 from moonshard.errors import Unavailable
 from moonshard.v1 import inference_pb2 as pb
+from moonshard_cluster.access import Access
 from moonshard_cluster.cache import cache_dir
 from moonshard_cluster.client import Client
 from moonshard_cluster.commands import ask
@@ -75,6 +76,14 @@ def up(
     ray: Annotated[
         str | None, typer.Option("--ray", help="place the workers on this Ray cluster: HOST:PORT of its head, or auto")
     ] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="PEM certificate of the gRPC port")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="its private key")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option("--tls-client-ca", help="clients must bring a certificate that it signed")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option("--api-keys", help="file of lines TENANT KEY [WEIGHT]; callers must bring one")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="ask this as soon as the cell is ready")] = None,
     once: Annotated[bool, typer.Option("--once", help="stop after --prompt is answered")] = False,
 ) -> None:
@@ -89,7 +98,13 @@ def up(
         "dtype": dtype,
         "latent_norm_eps": latent_norm_eps,
         "model_name": name,
-        "router": {"port": port},
+        "router": {
+            "port": port,
+            "tls_cert": tls_cert and tls_cert.resolve(),
+            "tls_key": tls_key and tls_key.resolve(),
+            "tls_client_ca": tls_client_ca and tls_client_ca.resolve(),
+            "api_keys_file": api_keys and api_keys.resolve(),
+        },
         "kernels": kernels,
         "attention": {
             "max_num_seqs": max_seqs,
@@ -127,7 +142,7 @@ def _serve(console: Console, cell: "LocalCluster | RayCluster", prompt: str | No
         try:
             with ExitStack() as stack:
                 cluster.start()
-                client = stack.enter_context(Client(cluster.router_address))
+                client = stack.enter_context(Client(cluster.router_address, Access.of_config(cluster.config.router)))
                 with LoadBars(console) as bars:
                     found = wait_ready(cluster, client, bars)
                 console.print(render(found))

@@ -6,7 +6,7 @@ What waits is merged, so a slow reader holds at most its own max_tokens and neve
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from moonshard.errors import MoonshardError
+from moonshard.errors import DeadlineExceeded, MoonshardError
 from moonshard.router.output import ChoiceDelta, ChoiceOutput
 
 
@@ -20,6 +20,7 @@ class Answer:
         self._changed = asyncio.Event()
         self._news: dict[int, None] = {}  # choices with something to read, in order
         self._error: MoonshardError | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
@@ -38,7 +39,18 @@ class Answer:
 
     def abandon(self) -> None:
         """The caller wants no more: what still runs is aborted. May be called twice and after the end."""
+        if self._timer:
+            self._timer.cancel()
         self._leave(self)
+
+    def end_at(self, in_s: float) -> None:
+        """Fail with DeadlineExceeded and abort what runs when it is not over in in_s seconds."""
+        self._timer = asyncio.get_running_loop().call_later(in_s, self._expire)
+
+    def _expire(self) -> None:
+        if self.is_open:
+            self.fail(DeadlineExceeded("the request's deadline has passed"))
+            self.abandon()
 
     async def deltas(self) -> AsyncGenerator[ChoiceDelta, None]:
         """All choices interleaved, until every one has finished. Raises the error given to `fail`."""

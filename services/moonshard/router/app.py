@@ -25,15 +25,16 @@ from moonshard.router.frontdoor import FrontDoor
 from moonshard.router.gateway import service as gateway_service
 from moonshard.router.gateway.kv_events import KvEvents
 from moonshard.router.gateway.loads import LoadMeter
+from moonshard.router.guard import Guard
 from moonshard.router.load import LoadBook
 from moonshard.router.load_metrics import register_load_metrics
 from moonshard.router.membership import Membership, Role
 from moonshard.router.metrics import RouterMetrics
-from moonshard.router.operator_key import OperatorKey
 from moonshard.router.requests import Limits
 from moonshard.router.run_file import reachable, write_run_file
 from moonshard.router.served_model import ServedModel
 from moonshard.rpc.server import WHOLE_SERVER, RpcServer
+from moonshard.rpc.tls import server_tls
 from moonshard.topology import Topology
 from moonshard.v1.control_pb2_grpc import add_ClusterServicer_to_server, add_WorkersServicer_to_server
 from moonshard.v1.inference_pb2_grpc import add_InferenceServicer_to_server
@@ -59,7 +60,9 @@ class Router:
         membership = Membership(topology, model.checkpoint_id, needs_addresses=config.transport == "links")
         metrics = RouterMetrics(registry, model.name)
         self._connections = Connections()
-        self.engine = Engine(config.router.max_queue, self._connections, metrics, time.monotonic)
+        guard = Guard(config.router, metrics.rejected)
+        self.engine = Engine(config.router.max_queue, self._connections, metrics, time.monotonic, guard.weights)
+        metrics.watch_tenants(tuple(guard.weights), self.engine.num_waiting_of)
         load = LoadBook(model.num_experts, config.metrics.load_history_s)
         kv_events = KvEvents(config.attention.block_size)
         self.cell = Cell(
@@ -70,9 +73,16 @@ class Router:
         self.health = Health(config.timeouts.stall_s)
         self.health.readiness = self._problem
         self._for_clients = (INFERENCE, GATEWAYS) if model.gateway else (INFERENCE,)
-        self._server = RpcServer((*self._for_clients, WORKERS, CLUSTER), config.router.max_message_mb)
+        self._server = RpcServer(
+            (*self._for_clients, WORKERS, CLUSTER),
+            config.router.max_message_mb,
+            guard.identify,
+            server_tls(config.router),
+            config.router.reflection,
+            config.router.max_connection_age_s,
+        )
         self._cluster = cluster_service.ClusterService(
-            config, model.name, self.cell, self.engine, OperatorKey.read(config.router), time.monotonic
+            config, model.name, self.cell, self.engine, guard.operator, time.monotonic
         )
         grammars = Grammars(model.tokenizer, GrammarEngine(model.tokenizer, model.vocab_size, model.eos_token_ids))
         limits = partial(cell_limits, config, model, self.cell)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from moonshard.errors import Aborted, DuplicateRequest, MoonshardError, RequestError
+from moonshard.errors import Aborted, DeadlineExceeded, DuplicateRequest, MoonshardError, RequestError
 from moonshard.router.answer import Answer
 from moonshard.router.detokenizer import Detokenizer
 from moonshard.router.engine import Engine
@@ -20,6 +20,7 @@ from moonshard.router.output import ChoiceOutput
 from moonshard.router.requests import Grammar, Limits, Request, make_request
 from moonshard.router.served_model import ServedModel
 from moonshard.router.stop_texts import StopTexts
+from moonshard.rpc.caller import current_caller
 from moonshard.sampling import Constraint, SamplingParams
 
 # (constraint, whether the prompt leaves a thought open) -> what the worker's grammar engine reads; raises RequestError.
@@ -30,8 +31,9 @@ Grammars = Callable[[Constraint, bool], Grammar]
 class Submission:
     """A request as an adapter hands it in.
 
-    request_id: "" makes one. tenant: who pays in the fair queue. priority: higher goes first. deadline_s and arrival_s:
-    on the engine's clock; no arrival is now. prompt_opens_thought: where a constraint waits for the end of the thought.
+    request_id: "" makes one. tenant, priority, deadline_s: the current caller's unless given. tenant: who pays in the
+    fair queue. priority: higher goes first within the tenant. deadline_s and arrival_s: on the engine's clock; no
+    arrival is now. prompt_opens_thought: where a constraint waits for the end of the thought.
     """
 
     prompt_token_ids: Sequence[int]
@@ -84,9 +86,11 @@ class FrontDoor:
             raise
 
     def submit(self, submission: Submission) -> Answer:
-        """Check and queue. Raises RequestError, DuplicateRequest, Overloaded or Unavailable."""
+        """Check and queue. Raises RequestError, DuplicateRequest, Overloaded, DeadlineExceeded or Unavailable."""
         self.check_open()
         request = self._request(submission)
+        if request.deadline_s is not None and request.deadline_s <= self.clock():
+            raise DeadlineExceeded("the request's deadline had passed when it came")
         holder = self._answers.get(request.id)
         if holder is not None and holder.is_open:
             raise DuplicateRequest("request_id", f"{request.id!r} is in use")
@@ -100,6 +104,8 @@ class FrontDoor:
         self._engine.submit(flights)
         self._answers[request.id] = answer
         self._flights[answer] = flights
+        if request.deadline_s is not None:
+            answer.end_at(request.deadline_s - self.clock())
         return answer
 
     def abort(self, request_id: str) -> bool:
@@ -112,7 +118,8 @@ class FrontDoor:
         return True
 
     def _request(self, submission: Submission) -> Request:
-        constraint = submission.sampling.constraint
+        constraint, caller = submission.sampling.constraint, current_caller()
+        deadline_s = caller.deadline_s if submission.deadline_s is None else submission.deadline_s
         return make_request(
             submission.request_id or uuid.uuid4().hex,
             submission.prompt_token_ids,
@@ -120,9 +127,9 @@ class FrontDoor:
             self.limits(),
             self.clock() if submission.arrival_s is None else submission.arrival_s,
             secrets.randbits(63),
-            tenant=submission.tenant,
-            priority=submission.priority,
-            deadline_s=submission.deadline_s,
+            tenant=submission.tenant or caller.tenant,
+            priority=submission.priority or caller.priority,
+            deadline_s=deadline_s,
             grammar=self._grammars(constraint, submission.prompt_opens_thought) if constraint else None,
         )
 

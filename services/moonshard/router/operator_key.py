@@ -3,10 +3,10 @@
 import hmac
 import ipaddress
 from collections.abc import Iterable
-from pathlib import Path
 
-from moonshard.config import RouterConfig
-from moonshard.errors import ConfigError, Unauthenticated
+from moonshard.config import RouterConfig, read_secret
+from moonshard.errors import Unauthenticated
+from moonshard.router.api_keys import key_in
 
 FIELD = "router.operator_key_file"
 
@@ -21,29 +21,17 @@ class OperatorKey:
     @classmethod
     def read(cls, config: RouterConfig) -> "OperatorKey":
         """Raises ConfigError when the file cannot be read or is empty."""
-        return cls(read_key(config.operator_key_file) if config.operator_key_file else None, config.host)
+        key = read_secret(FIELD, config.operator_key_file) if config.operator_key_file else None
+        return cls(key.encode() if key else None, config.host)
 
     def check(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Raises Unauthenticated unless the call's metadata hold `authorization: Bearer KEY`."""
+        """Raises Unauthenticated unless the call's metadata hold `authorization: Bearer KEY` or `x-api-key: KEY`."""
         if self._open:
             return
         if self._key is None:
             raise Unauthenticated(f"needs the operator's key, and this router has none: set {FIELD}")
-        given = dict(metadata).get("authorization", "")
-        given = given if isinstance(given, bytes) else given.encode()
-        if not hmac.compare_digest(given, b"Bearer " + self._key):
+        if not hmac.compare_digest(key_in(metadata) or b"", self._key):
             raise Unauthenticated("needs the operator's key as metadata `authorization: Bearer KEY`")
-
-
-def read_key(path: Path) -> bytes:
-    """The file's contents without white space at its ends."""
-    try:
-        key = path.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(FIELD, f"cannot read {path}: {error.strerror}") from None
-    if not key:
-        raise ConfigError(FIELD, f"{path} is empty")
-    return key
 
 
 def is_loopback(host: str) -> bool:

@@ -9,7 +9,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from moonshard.errors import ConfigError
-from moonshard.rpc.status import ErrorInterceptor
+from moonshard.rpc.status import ErrorInterceptor, Identify
+from moonshard.rpc.tls import ServerTls, server_credentials
 
 WHOLE_SERVER = ""
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -37,10 +38,23 @@ class RpcServer:
     whole server's included, start as NOT_SERVING.
     """
 
-    def __init__(self, service_names: Iterable[str], max_message_mb: int) -> None:
+    def __init__(
+        self,
+        service_names: Iterable[str],
+        max_message_mb: int,
+        identify: Identify | None = None,
+        tls: ServerTls | None = None,
+        reflection: bool = True,
+        max_connection_age_s: float = 0.0,
+    ) -> None:
+        """identify: raises for calls that may not be made. tls: None is plain text. max_connection_age_s: 0 is none."""
+        self._credentials = server_credentials(tls) if tls else None
         # so_reuseport off: with it a second server on the same port starts happily and steals half the calls.
-        options = (*KEEPALIVE, *message_limits(max_message_mb), ("grpc.so_reuseport", 0))
-        self.server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=options)
+        options = [*KEEPALIVE, *message_limits(max_message_mb), ("grpc.so_reuseport", 0)]
+        if max_connection_age_s:
+            options.append(("grpc.max_connection_age_ms", round(max_connection_age_s * 1000)))
+        self.server = grpc.aio.server(interceptors=(ErrorInterceptor(identify),), options=options)
+        self._reflection = reflection
         self._entries = (WHOLE_SERVER, *service_names)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._stopping = False
@@ -53,13 +67,19 @@ class RpcServer:
         for entry in self._entries:
             await self.set_serving(entry, False)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        self._enable_reflection()
+        if self._reflection:
+            self._enable_reflection()
         try:
-            bound = self.server.add_insecure_port(f"{host}:{port}")
+            bound = self._bind(f"{host}:{port}")
         except RuntimeError as error:
             raise ConfigError(field, f"cannot listen on {host}:{port}; is the port in use? ({error})") from None
         await self.server.start()
         return bound
+
+    def _bind(self, address: str) -> int:
+        if self._credentials:
+            return self.server.add_secure_port(address, self._credentials)
+        return self.server.add_insecure_port(address)
 
     def _enable_reflection(self) -> None:
         names = (*self._entries[1:], health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)

@@ -5,9 +5,10 @@ traceback, answered INTERNAL, and the server goes on.
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -28,6 +29,7 @@ from moonshard.errors import (
     Unavailable,
     Unsupported,
 )
+from moonshard.rpc.caller import NOBODY, Caller, set_caller
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +80,20 @@ def _retry_hint(error: MoonshardError, code: grpc.StatusCode) -> tuple[tuple[str
     return ((RETRY_AFTER, f"{error.retry_after_s:g}"), (STATUS_DETAILS, status.SerializeToString()))
 
 
+# (/package.Service/Method, the call's metadata) to who makes it; raises when the call may not be made.
+Identify = Callable[[str, Any], Caller]
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Ends a call whose servicer raised with the status of the error.
 
     Streaming servicers are async generators. Their messages are written from here, so that a cancelled call closes the
-    generator at once: its `finally` runs then and there, not when the garbage collector comes by.
+    generator at once: its `finally` runs then and there, not when the garbage collector comes by. identify: see
+    Identify; what it finds, and the call's deadline, is `current_caller()` within the call.
     """
+
+    def __init__(self, identify: Identify | None = None) -> None:
+        self._identify = identify
 
     async def intercept_service(
         self,
@@ -91,23 +101,41 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(OUR_METHODS):
-            return handler
-        return _guarded(handler)
+        if handler is None:
+            return None
+        caller, method = NOBODY, handler_call_details.method
+        try:
+            if self._identify:
+                caller = self._identify(method, handler_call_details.invocation_metadata)
+        except MoonshardError as error:
+            return _refusing(handler, error)
+        return _guarded(handler, caller) if method.startswith(OUR_METHODS) else handler
 
 
-def _guarded(handler: Any) -> Any:
+def _refusing(handler: Any, error: MoonshardError) -> Any:
+    """A handler of the same kind that ends every call with the error, its request unread."""
+
+    async def call(_: Any, context: Any) -> None:
+        await _abort(context, error)
+
+    streams = "stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary"
+    make: Any = getattr(grpc, "_".join((*streams, "rpc_method_handler")))
+    return make(call)
+
+
+def _guarded(handler: Any, caller: Caller) -> Any:
     codec = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
     if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary), **codec)
+        return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, caller), **codec)
     if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream), **codec)
+        return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream, caller), **codec)
     assert handler.stream_stream, "our contracts have no client-streaming method with a single answer"
-    return grpc.stream_stream_rpc_method_handler(_guard_stream(handler.stream_stream), **codec)
+    return grpc.stream_stream_rpc_method_handler(_guard_stream(handler.stream_stream, caller), **codec)
 
 
-def _guard_unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+def _guard_unary(method: Callable[[Any, Any], Awaitable[Any]], caller: Caller) -> Any:
     async def call(request: Any, context: Any) -> Any:
+        set_caller(_with_deadline(caller, context))
         try:
             return await method(request, context)
         except Exception as error:  # noqa: BLE001 - the outermost frame of a call
@@ -116,8 +144,9 @@ def _guard_unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
     return call
 
 
-def _guard_stream(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+def _guard_stream(method: Callable[[Any, Any], AsyncIterator[Any]], caller: Caller) -> Any:
     async def call(request: Any, context: Any) -> None:
+        set_caller(_with_deadline(caller, context))
         try:
             async with aclosing(method(request, context)) as messages:  # type: ignore[type-var]
                 async for message in messages:
@@ -126,6 +155,11 @@ def _guard_stream(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
             await _abort(context, error)
 
     return call
+
+
+def _with_deadline(caller: Caller, context: Any) -> Caller:
+    left_s = context.time_remaining()
+    return caller if left_s is None else replace(caller, deadline_s=time.monotonic() + left_s)
 
 
 async def _abort(context: Any, error: Exception) -> None:

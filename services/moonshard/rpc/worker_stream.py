@@ -9,12 +9,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from moonshard.errors import ConfigError, Unavailable
 from moonshard.rpc.server import KEEPALIVE, message_limits
+from moonshard.rpc.tls import ClientTls, open_channel
 from moonshard.v1 import control_pb2 as pb
 from moonshard.v1.control_pb2_grpc import WorkersStub
 
@@ -25,9 +27,19 @@ BACKOFF = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_back
 MAX_PENDING = 65_536
 MAX_MESSAGE_MB = 64
 
+Metadata = tuple[tuple[str, str], ...]
+
 
 def _nothing() -> None:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAccess:
+    """How to be let in. tls: None dials in plain text. metadata: the operator's key, where one is asked for."""
+
+    tls: ClientTls | None = None
+    metadata: Metadata = ()
 
 
 class RouterLink:
@@ -36,7 +48,9 @@ class RouterLink:
     welcome: the router's answer to the join. lost: set when the stream is over for whatever cause, `reason` says why.
     """
 
-    def __init__(self, channel: grpc.Channel, join: pb.Join, notify: Callable[[], None]) -> None:
+    def __init__(
+        self, channel: grpc.Channel, join: pb.Join, notify: Callable[[], None], metadata: Metadata = ()
+    ) -> None:
         self.welcome = pb.Welcome()
         self.lost = threading.Event()
         self.reason = ""
@@ -47,33 +61,42 @@ class RouterLink:
         self._incoming: queue.Queue[pb.RouterMessage] = queue.Queue(MAX_PENDING)
         self._threads: list[threading.Thread] = []
         self._outgoing.put(pb.WorkerMessage(join=join))
-        self._call: Any = WorkersStub(channel).Join(iter(self._outgoing.get, None))
+        self._call: Any = WorkersStub(channel).Join(iter(self._outgoing.get, None), metadata=metadata)
 
     @classmethod
     def connect(
-        cls, address: str, join: pb.Join, timeout_s: float, notify: Callable[[], None] | None = None
+        cls,
+        address: str,
+        join: pb.Join,
+        timeout_s: float,
+        notify: Callable[[], None] | None = None,
+        access: WorkerAccess | None = None,
     ) -> "RouterLink":
         """Join the router at host:port, trying again until timeout_s: it may start later than its workers.
 
         notify: called from another thread after each received message and when the link is lost; keep it short.
-        Raises ConfigError when the router refuses this worker, Unavailable when none answered in time.
+        access: TLS and key, none of them when None. Raises ConfigError when the router refuses this worker, Unavailable
+        when none answered in time.
         """
+        access = access or WorkerAccess()
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                return cls._try(address, join, deadline, notify or _nothing)
+                return cls._try(address, join, deadline, notify or _nothing, access)
             except Unavailable as error:
                 if time.monotonic() + RETRY_S > deadline:
                     raise Unavailable(f"no router at {address} within {timeout_s:g} s: {error}") from None
                 time.sleep(RETRY_S)
 
     @classmethod
-    def _try(cls, address: str, join: pb.Join, deadline: float, notify: Callable[[], None]) -> "RouterLink":
-        channel = grpc.insecure_channel(address, options=(*KEEPALIVE, *BACKOFF, *message_limits(MAX_MESSAGE_MB)))
+    def _try(
+        cls, address: str, join: pb.Join, deadline: float, notify: Callable[[], None], access: WorkerAccess
+    ) -> "RouterLink":
+        channel = open_channel(address, access.tls, (*KEEPALIVE, *BACKOFF, *message_limits(MAX_MESSAGE_MB)))
         ready = grpc.channel_ready_future(channel)
         try:
             ready.result(timeout=max(deadline - time.monotonic(), RETRY_S))
-            link = cls(channel, join, notify)
+            link = cls(channel, join, notify, access.metadata)
             link._await_welcome(deadline)
         except grpc.FutureTimeoutError:
             ready.cancel()
@@ -94,7 +117,7 @@ class RouterLink:
             raise Unavailable("the router ended the stream without a welcome") from None
         except grpc.RpcError as error:
             self._outgoing.put(None)
-            if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+            if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED):
                 raise ConfigError("join", f"the router refuses this worker: {error.details()}") from None
             raise Unavailable(_describe(error)) from None
         finally:

@@ -22,6 +22,7 @@ from moonshard.router.requests import Request
 from moonshard.router.served_model import ServedModel
 from moonshard.router.stop_texts import StopTexts
 from moonshard.router.template import ChatTemplate
+from moonshard.rpc.tls import open_async_channel
 from moonshard.sampling import SamplingParams
 from moonshard.tokenizer import Tokenizer
 from moonshard.tokenizer.files import TokenizerParts
@@ -29,6 +30,7 @@ from moonshard.v1 import control_pb2 as pb
 from moonshard.v1 import inference_pb2 as inference
 from moonshard.v1.control_pb2_grpc import ClusterStub, WorkersStub
 from moonshard.v1.inference_pb2_grpc import InferenceStub
+from moonshard_cluster.access import Access, Metadata
 
 CHECKPOINT_ID = "c0ffee"
 NUM_EXPERTS = 16
@@ -122,10 +124,10 @@ def join_message(role: pb.Role.ValueType, rank: int, num_shards: int = 2, **valu
 class PeerWorker:
     """A worker's end of the control stream. `received` holds everything the router said."""
 
-    def __init__(self, channel: grpc.aio.Channel, join: pb.Join) -> None:
+    def __init__(self, channel: grpc.aio.Channel, join: pb.Join, metadata: Metadata = ()) -> None:
         self.received: asyncio.Queue[pb.RouterMessage] = asyncio.Queue()
         stub: Any = WorkersStub(channel)
-        self.call = stub.Join()
+        self.call = stub.Join(metadata=metadata)
         self._join = join
         self._writing = asyncio.Lock()
         self._credits = pb.Credits()
@@ -206,8 +208,9 @@ class PeerWorker:
 class PeerCell:
     """A started router, its clients' channel, and its workers."""
 
-    def __init__(self, router: Router, channel: grpc.aio.Channel) -> None:
+    def __init__(self, router: Router, channel: grpc.aio.Channel, operator: Metadata = ()) -> None:
         self.router = router
+        self.operator = operator
         self.channel = channel
         self.inference: Any = InferenceStub(channel)
         self.cluster = ClusterStub(channel)
@@ -215,7 +218,7 @@ class PeerCell:
         self.attention: list[PeerWorker] = []
 
     async def status(self) -> pb.GetStatusResponse:
-        return await self.cluster.GetStatus(pb.GetStatusRequest())
+        return await self.cluster.GetStatus(pb.GetStatusRequest(), metadata=self.operator)
 
     async def until(self, holds: Callable[[pb.GetStatusResponse], bool]) -> pb.GetStatusResponse:
         """Ask for the status until it is as wished."""
@@ -229,9 +232,10 @@ class PeerCell:
 async def started_router(config: CellConfig, model: ServedModel | None = None) -> AsyncIterator[PeerCell]:
     router = Router(config, model or small_model(), new_registry())
     await router.start()
-    async with grpc.aio.insecure_channel(router.address) as channel:
+    access = Access.of_config(config.router)
+    async with open_async_channel(router.address, access.tls) as channel:
         try:
-            yield PeerCell(router, channel)
+            yield PeerCell(router, channel, access.operator_metadata)
         finally:
             await router.close("test over")
 
@@ -258,7 +262,7 @@ async def ready_cell(config: CellConfig, model: ServedModel | None = None, **cre
 
 
 async def _joined(cell: PeerCell, role: pb.Role.ValueType, rank: int, num_shards: int) -> PeerWorker:
-    worker = await PeerWorker(cell.channel, join_message(role, rank, num_shards)).__aenter__()
+    worker = await PeerWorker(cell.channel, join_message(role, rank, num_shards), cell.operator).__aenter__()
     await worker.next("welcome")
     return worker
 

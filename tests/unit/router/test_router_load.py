@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moonshard.config import read_secret
 from moonshard.errors import ConfigError, Unauthenticated
 from moonshard.router.load import SNAPSHOTS_MAX, LoadBook, ShardWindow
-from moonshard.router.operator_key import OperatorKey, read_key
+from moonshard.router.operator_key import OperatorKey
 from moonshard.v1 import control_pb2 as pb
 from tests.unit.router.router_peers import NUM_EXPERTS, ready_cell, run, small_config
 
@@ -111,11 +112,11 @@ def test_without_a_key_only_the_loopback_interface_is_open() -> None:
 
 def test_a_key_file_without_a_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("  secret\n")
-    assert read_key(tmp_path / "key") == b"secret"
+    assert read_secret("f", tmp_path / "key") == "secret"
     (tmp_path / "empty").write_text("\n")
     for name in ("empty", "absent"):
         with pytest.raises(ConfigError, match=name):
-            read_key(tmp_path / name)
+            read_secret("f", tmp_path / name)
 
 
 def test_shards_windows_come_back_from_get_load(tmp_path: Path) -> None:
