@@ -248,7 +248,7 @@ def test_objects_nested_too_deep_are_refused(demo: Bench) -> None:
         ([Tool("a"), Tool("b c")], r"tools\[1\].name: .*got 'b c'"),
         ([Tool("<think>")], r"tools\[0\].name"),
         ([Tool("a"), Tool("a")], r"tools\[1\].name: 'a' is declared twice"),
-        ([Tool(f"t{number}") for number in range(1025)], "tools: must be at most 1024, got 1025"),
+        ([Tool(f"t{number}") for number in range(129)], "tools: must be at most 128, got 129"),
     ],
 )
 def test_tools_are_checked(demo: Bench, tools: list[Tool], complaint: str) -> None:

@@ -1,15 +1,23 @@
 """Tool choice as a grammar: which replies it lets through, and what is refused."""
 
 import json
+import random
 from dataclasses import replace
+from typing import Any
 
+import jsonschema
 import pytest
 
 from moonshard.errors import RequestError
 from moonshard.grammar import GrammarEngine
+from moonshard.router.chat.call_reader import CallReader
+from moonshard.router.chat.markers import Markers
+from moonshard.router.chat.reply import ReplyParser
 from moonshard.router.chat.tool_choice import Mode, ToolBinder, ToolChoice
 from moonshard.router.chat.tools import Tool
 from moonshard.router.constraints import Grammars
+from moonshard.router.detokenizer import Detokenizer
+from moonshard.router.output import ChoiceDelta
 from moonshard.sampling import Constraint, ConstraintKind, SamplingParams
 from moonshard.tokenizer import Tokenizer
 from moonshard.tokenizer.files import TokenizerParts
@@ -178,3 +186,54 @@ def test_the_declared_type_of_parameters_is_an_object() -> None:
     tag = json.loads(bind(AUTO, False, Tool("f", "", {"type": "string"})).constraint.value)  # type: ignore[union-attr]
     assert '"json_schema": {"type": "object"}' in json.dumps(tag)
     assert replace(LOOK, parameters=None).as_dict() == {"type": "function", "function": {"name": "look"}}
+
+
+MANY_FIELDS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 5},
+        "days": {"type": "integer", "minimum": 1, "maximum": 14},
+        "unit": {"enum": ["c", "f", None]},
+        "hours": {"type": "array", "items": {"anyOf": [{"const": 6}, {"type": "boolean"}]}, "maxItems": 2},
+        "place": {"$ref": "#/$defs/Place"},
+    },
+    "required": ["city", "place"],
+    "additionalProperties": False,
+    "$defs": {"Place": {"type": "object", "properties": {"in": {"type": "boolean"}}, "additionalProperties": False}},
+}
+
+
+def any_walk(sampling: SamplingParams, chance: random.Random) -> list[int]:
+    """A reply of a model that draws every allowed token alike."""
+    assert sampling.constraint is not None
+    matcher = ENGINE.matcher(GRAMMARS.grammar_of(sampling.constraint, prompt_opens_thought=True).text)
+    reply: list[int] = []
+    while not matcher.is_stopped:
+        mask = matcher.allowed()
+        token = chance.choice([number for number in range(VOCAB_SIZE) if mask[number // 8] >> number % 8 & 1])
+        if token in (END_OF_TURN, END_OF_TEXT):
+            break
+        matcher.accept(token)
+        reply.append(token)
+    return reply
+
+
+@pytest.mark.parametrize("choice", [AUTO, REQUIRED, ToolChoice(name="look")])
+@pytest.mark.parametrize("opens_thought", [False, True])
+def test_every_reply_that_the_grammar_allows_parses_to_calls_of_their_schemas(
+    choice: ToolChoice, opens_thought: bool
+) -> None:
+    schemas = {"look": MANY_FIELDS, "go-to.v2": {"type": "object", "properties": {}, "additionalProperties": False}}
+    tools = tuple(Tool(name, "", schema) for name, schema in schemas.items())
+    sampling, chance, num_calls = bind(choice, opens_thought, *tools), random.Random(7), 0
+    for _ in range(40):
+        reply = any_walk(sampling, chance)
+        calls = CallReader(tools, 0)
+        text = Detokenizer(TOKENIZER.stream(), (END_OF_TURN,))
+        parser = ReplyParser(Markers.of(TOKENIZER), text, opens_thought, opens_thought, calls)
+        new = parser.push(ChoiceDelta(0, tuple(reply), TOKENIZER.decode(reply)))
+        assert calls.num_calls or not choice.asks_for_call
+        for made in new.calls:
+            jsonschema.validate(json.loads(made.arguments), schemas[made.name])
+        num_calls += calls.num_calls
+    assert num_calls >= 10

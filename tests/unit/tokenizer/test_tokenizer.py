@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from moonshard.errors import CheckpointError, RequestError
 from moonshard.tokenizer import Tokenizer, load_tokenizer
 from moonshard.tokenizer import vocabulary as tokenizer_module
+from moonshard.tokenizer.spellings import spelling_pattern
 
 # Two-byte merges on top of the single bytes; 256 + 3 tokens, so [BOS] is 259.
 MERGES = [b"ab", b"\xc3\xa9", b" t"]
@@ -227,3 +228,10 @@ def test_other_tokenizer_json_is_refused(tmp_path: Path, damage: Callable[[Path]
     damage(write_tokenizer_json(tmp_path))
     with pytest.raises(CheckpointError, match=message):
         load_tokenizer(tmp_path)
+
+
+def test_spellings_are_found_whole_and_longest_first() -> None:
+    pattern = spelling_pattern(["<|a|>", "<|a|>b", "<", "[x]", "<|", "(.*)"])
+    found = [match[0] for match in pattern.finditer("<|a|>b <|a|> <|a <b [x] [y] (.*) (..)")]
+    assert found == ["<|a|>b", "<|a|>", "<|", "<", "[x]", "(.*)"]
+    assert spelling_pattern([]).search("anything") is None

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from moonshard.errors import RequestError
+from moonshard.tokenizer.spellings import spelling_pattern
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
@@ -25,8 +26,7 @@ class ControlText:
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
         self._ids = dict(special_tokens)
         self._beginnings = sorted({name[0] for name in self._ids if not name[0].isalnum()})
-        longest_first = sorted(self._ids, key=len, reverse=True)
-        self._names = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._names = spelling_pattern(self._ids)
 
     def shield(self, callers: Any) -> "Shield":
         """callers: all that the caller wrote, texts in lists and objects of any depth."""

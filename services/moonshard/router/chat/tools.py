@@ -8,7 +8,7 @@ from typing import Any
 
 from moonshard.errors import RequestError
 
-MAX_TOOLS = 1024
+MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 

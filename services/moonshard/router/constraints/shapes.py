@@ -1,9 +1,10 @@
 """What an output may be, as a tree. Pure nouns; `lark.py` writes them down."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from moonshard.tokenizer.spellings import spelling_pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,7 @@ class Speller:
 
     def __init__(self, special_ids: Mapping[str, int]) -> None:
         self._ids = dict(special_ids)
-        longest_first = sorted(self._ids, key=len, reverse=True)
-        self._names = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._names = spelling_pattern(self._ids)
 
     def spell(self, text: str) -> Chain:
         """Literals and special tokens, in order."""
