@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The whole gate ends by itself, whatever hangs inside it.
 STEP_LIMIT_S = 40 * 60.0
+BUF = "@bufbuild/buf@1.75.0"
 PROMETHEUS = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"]
 
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="leave out the tests marked slow")
     quick = parser.parse_args().quick
     _install_prometheus()
+    _install_buf()
     _fetch_helm()
     steps = {
         "format": ["ruff", "format", "--check", "--quiet", "."],
@@ -75,6 +77,18 @@ def _fetch_helm() -> None:
     command = [sys.executable, "tests/fetch_helm.py"]
     if subprocess.run(command, cwd=ROOT, timeout=300, check=False, stderr=subprocess.DEVNULL).returncode:
         _say("Helm could not be fetched: the tests of the chart will be skipped")
+
+
+def _install_buf() -> None:
+    """One test calls the services with buf curl; without npm it is skipped and says so."""
+    prefix = Path(sys.prefix) / "lib" / "moonshard-tools"
+    if shutil.which("buf") or (prefix / "node_modules" / ".bin" / "buf").exists():
+        return
+    if not shutil.which("npm"):
+        _say("npm is not installed: the test that needs buf will be skipped")
+        return
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(prefix), BUF]
+    subprocess.run(command, timeout=120, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _say(text: str) -> None:

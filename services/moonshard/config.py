@@ -128,6 +128,15 @@ class NetworkConfig(_Section):
     link_port: Port = 0
 
 
+class GatewayConfig(_Section):
+    """smg, the HTTP gateway that `moonshard up` starts in front of the router. `port` 0 takes a free one, None the
+    first free one from 8000."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port | None = None
+
+
 class CellConfig(_Section):
     """One cell: a router, its attention workers and its expert shards.
 
@@ -157,6 +166,7 @@ class CellConfig(_Section):
     timeouts: TimeoutConfig = TimeoutConfig()
     metrics: MetricsConfig = MetricsConfig()
     network: NetworkConfig = NetworkConfig()
+    gateway: GatewayConfig = GatewayConfig()
 
     @field_validator("num_replicas")
     @classmethod

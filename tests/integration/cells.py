@@ -76,7 +76,7 @@ class CommandLineCell:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moonshard_cluster.cli", "up", "--port", "0", *arguments],
+            [sys.executable, "-m", "moonshard_cluster.cli", "up", "--port", "0", *self._http(arguments), *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -91,6 +91,11 @@ class CommandLineCell:
             self.close()
             raise AssertionError(f"not ready:\n{self.output}")
         self.members = psutil.Process(self.process.pid).children(recursive=True)
+
+    @staticmethod
+    def _http(arguments: tuple[str, ...]) -> list[str]:
+        """Most tests need no gateway, which takes a second to start."""
+        return [] if "--http-port" in arguments else ["--no-http"]
 
     def member(self, name: str) -> psutil.Process:
         """ "launcher", "router", "attention-0", "expert-3" ...: by the pids that the router reports."""

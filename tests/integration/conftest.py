@@ -1,5 +1,6 @@
 """One cell that many tests share, and cells of the command line."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from moonshard_cluster.client import Client
 from moonshard_cluster.local.supervisor import LocalCluster
 from tests.conftest import REPOSITORY
 from tests.integration.cells import EXACT, OPEN, CommandLineCell, running_cell
+from tests.integration.gateway_cells import HttpCell, make_loud, running_gateway
 from tests.integration.prometheus_server import running_prometheus
 
 
@@ -49,3 +51,14 @@ def up(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., CommandL
     yield start
     for cell in started:
         cell.close()
+
+
+@pytest.fixture(scope="session")
+def http_cell(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpCell]:
+    """A cell with its HTTP gateway, whose model begins tool calls and ends thoughts."""
+    folder = tmp_path_factory.mktemp("gateway")
+    checkpoint = folder / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    make_loud(checkpoint)
+    with running_gateway(checkpoint, folder / "logs") as cell:
+        yield cell

@@ -20,6 +20,7 @@ OWNED = (
     ("run_dir",),
     ("collective_address",),
     ("network",),
+    ("gateway",),
     ("router", "host"),
     ("router", "port"),
     ("metrics", "host"),

@@ -23,6 +23,8 @@ from moonshard_cluster.commands import ask
 from moonshard_cluster.commands.status import render
 from moonshard_cluster.demo.cache import ensure_demo
 from moonshard_cluster.demo.spec import DemoSpec
+from moonshard_cluster.local.gateway import start_gateway
+from moonshard_cluster.local.gateway_plan import plan_gateway
 from moonshard_cluster.local.plan import kernels_are_built, plan_cell
 from moonshard_cluster.local.progress import LoadBars, wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster, error_of
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from moonshard_cluster.on_ray.launcher import RayCluster
 
 KEPT_LOGS = 5
+# smg writes tool call ids as the model does where the model's name says that it is a Kimi.
+DEMO_NAME = "kimi-demo"
 NO_KERNELS = (
     "The native CPU kernels are not built, so torch's operators serve, several times slower. "
     "With a C++ compiler, run: python -m moonshard.kernels"
@@ -67,6 +71,10 @@ def up(
     metrics_port: Annotated[
         int | None, typer.Option("--metrics-port", help="first of the /metrics ports; 0 is any [0]")
     ] = None,
+    http_port: Annotated[
+        int | None, typer.Option("--http-port", help="OpenAI and Anthropic HTTP; 0 is any [8000 or the next free one]")
+    ] = None,
+    no_http: Annotated[bool, typer.Option("--no-http", help="gRPC only")] = False,
     log_dir: Annotated[Path | None, typer.Option("--log-dir", help="where the processes' logs go")] = None,
     name: Annotated[str | None, typer.Option("--name", help="model name in the API and in metrics")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML or JSON; flags win over it")] = None,
@@ -118,9 +126,10 @@ def up(
             "repacked_cache": repacked_cache and repacked_cache.resolve(),
         },
         "metrics": {"base_port": metrics_port},
+        "gateway": {"port": http_port, "enabled": False if no_http else None},
     }
     if checkpoint is None and config_file is None:
-        values["checkpoint"] = demo_checkpoint(console)
+        values |= {"checkpoint": demo_checkpoint(console), "model_name": name or DEMO_NAME}
     cell = _launcher(plan_cell(values, config_file), log_dir or fresh_log_dir(), ray)
     _serve(console, cell, prompt, once, restart)
 
@@ -138,6 +147,7 @@ def _serve(console: Console, cell: "LocalCluster | RayCluster", prompt: str | No
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if config.device == "cpu" and config.kernels == "auto" and not kernels_are_built():
         console.print(NO_KERNELS, style="yellow", markup=False, highlight=False)
+    gateway = plan_gateway(config) if config.gateway.enabled else None
     with cell as cluster:
         try:
             with ExitStack() as stack:
@@ -145,10 +155,13 @@ def _serve(console: Console, cell: "LocalCluster | RayCluster", prompt: str | No
                 client = stack.enter_context(Client(cluster.router_address, Access.of_config(cluster.config.router)))
                 with LoadBars(console) as bars:
                     found = wait_ready(cluster, client, bars)
+                if gateway:
+                    start_gateway(cluster, gateway)
                 console.print(render(found))
                 console.print(
-                    f"\nready after {time.monotonic() - started:.1f} s: gRPC on {cluster.router_address}, "
-                    f"logs in {cluster.log_dir}\n"
+                    f"\nready after {time.monotonic() - started:.1f} s: "
+                    f"{f'OpenAI API on {gateway.url}/v1,' + chr(10) if gateway else ''}"
+                    f"gRPC on {cluster.router_address}, logs in {cluster.log_dir}\n"
                     f'try:  moonshard chat --router {cluster.router_address} "How does a mixture of experts work?"\n',
                     highlight=False,
                 )

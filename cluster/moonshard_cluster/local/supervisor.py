@@ -19,6 +19,7 @@ from moonshard.config import CellConfig
 from moonshard.errors import CheckpointError, MoonshardError, Unavailable
 from moonshard.process import USER_ERROR_STATUS
 from moonshard_cluster.local import children
+from moonshard_cluster.local.program import Program
 from moonshard_cluster.local.restarts import RestartBook, RestartRule
 from moonshard_cluster.local.router_process import RouterProcess
 
@@ -77,7 +78,7 @@ def _signal_name(number: int) -> str:
 @dataclass(frozen=True, slots=True)
 class Child:
     name: str
-    process: BaseProcess | RouterProcess
+    process: BaseProcess | Program
     log_path: Path
 
     @property
@@ -109,6 +110,7 @@ class LocalCluster:
         self.router_address = ""
         self.children: list[Child] = []
         self.num_restarts = 0
+        self._adopted: dict[str, Callable[[], Child]] = {}
         self._restarts = RestartBook(RestartRule())
         self._due_s: dict[str, float] = {}  # of dead workers: when they are started again
         self._end_of_watch, self._end_watch = os.pipe()
@@ -143,6 +145,12 @@ class LocalCluster:
         names += [("expert", rank) for rank in range(config.num_shards * config.num_replicas)]
         self.children += [self._start_worker(role, rank) for role, rank in names]
 
+    def adopt(self, start: Callable[[], Child]) -> None:
+        """Start one more child that lives and dies with the cell; `watch` starts it again as it does workers."""
+        child = start()
+        self._adopted[child.name] = start
+        self.children.append(child)
+
     def wait(self, timeout_s: float | None) -> list[Death]:
         """Block until a child dies, `end_watch`, or timeout_s; the dead, in the order of starting."""
         alive = {child.process.sentinel: child for child in self.children if child.name not in self._due_s}
@@ -174,11 +182,16 @@ class LocalCluster:
     def _restart_due(self) -> None:
         for place, child in enumerate(self.children):
             if self._due_s.get(child.name, math.inf) <= time.monotonic():
-                role, rank = child.name.split("-")
                 child.process.close()
-                self.children[place] = self._start_worker(role, int(rank))
+                self.children[place] = self._start_again(child.name)
                 self.num_restarts += 1
                 del self._due_s[child.name]
+
+    def _start_again(self, name: str) -> Child:
+        if name in self._adopted:
+            return self._adopted[name]()
+        role, rank = name.split("-")
+        return self._start_worker(role, int(rank))
 
     def _start_worker(self, role: str, rank: int) -> Child:
         log_path = self.log_dir / f"{role}-{rank}.log"

@@ -12,7 +12,7 @@ from pathlib import Path
 from moonshard.config import CellConfig
 from moonshard.errors import Unavailable
 from moonshard_cluster.local.router_process import RouterProcess
-from moonshard_cluster.local.supervisor import STOP_S, Death, error_of
+from moonshard_cluster.local.supervisor import STOP_S, Child, Death, error_of
 from moonshard_cluster.on_ray.placement import PlacedWorker, for_ray, place
 from moonshard_cluster.on_ray.session import RaySession
 from moonshard_cluster.on_ray.worker_host import local_address
@@ -36,6 +36,7 @@ class RayCluster:
         self._address = address
         self._session: RaySession | None = None
         self._router: RouterProcess | None = None
+        self._adopted: list[Child] = []
         self._read: dict[str, tuple[int, int]] = {}  # (pid, offset) of the logs that are here already
 
     def __enter__(self) -> "RayCluster":
@@ -74,8 +75,13 @@ class RayCluster:
             deaths = [Death(name, 0, status, self._log_path(name)) for name, status in ended.items()]
             if self._router.exitcode is not None:
                 deaths.append(Death("router", self._router.pid, self._router.exitcode, self._log_path("router")))
+            deaths += [child.death() for child in self._adopted if not child.process.is_alive()]
             if deaths or (deadline is not None and time.monotonic() >= deadline):
                 return deaths
+
+    def adopt(self, start: Callable[[], Child]) -> None:
+        """Start one more child here, which lives and dies with the cell."""
+        self._adopted.append(start())
 
     def watch(self, told: Callable[[str], None]) -> list[Death]:
         """Ray restarts workers; what it gives up ends the cell."""
@@ -94,7 +100,12 @@ class RayCluster:
         self._fetch_logs()
 
     def kill(self) -> None:
-        """End the router and every actor now."""
+        """End the router, every actor and what was adopted now."""
+        for child in self._adopted:
+            child.signal(signal.SIGKILL)
+            child.process.join(STOP_S)
+            child.process.close()
+        self._adopted = []
         if self._router is not None:
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
                 if self._router.is_alive():

@@ -43,6 +43,6 @@ def load_served_model(config: CellConfig) -> ServedModel:
         num_experts_per_token=model.num_experts_per_tok,
         num_layers=model.num_hidden_layers,
         tokenizer=tokenizer,
-        gateway=GatewayModel(config.checkpoint, tokenizer, eos_token_ids),
+        gateway=GatewayModel(config.checkpoint, tokenizer, eos_token_ids, config.router.trust_control_tokens),
         prompts=PromptWriter(tokenizer, template, config.router.trust_control_tokens),
     )

@@ -47,6 +47,13 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path) -> None
     assert first.sha256 == hashlib.sha256(first.data).hexdigest()
 
 
+def test_an_operator_who_trusts_gets_the_reference(tiny_checkpoint: Path) -> None:
+    special = load_tokenizer(tiny_checkpoint).special_tokens
+    template = _files(build_bundle(tiny_checkpoint, special, (1794,), trusts=True).data)["chat_template.jinja"]
+    assert b"replace(" not in template
+    assert b"<|im_end|>" in template
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         build_bundle(tmp_path, {}, (1,))

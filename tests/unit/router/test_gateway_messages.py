@@ -109,6 +109,13 @@ def test_declared_tools_bind_the_calls_of_a_free_answer() -> None:
     assert json.loads(found.value)["format"]["elements"][0] == {"type": "any_text"}
 
 
+def test_calls_wait_for_the_end_of_the_thought() -> None:
+    for asked in (None, Constraint(ConstraintKind.STRUCTURAL_TAG, "<|tool_calls_section_begin|>functions.b:0")):
+        found = tool_constraint(_prompt(opens_thought=True), asked)
+        assert found
+        assert found.value.index("</think>") < found.value.index("<|tool_calls_section_begin|>")
+
+
 def test_forced_calls_are_of_the_named_tools_and_end_the_answer() -> None:
     asked = Constraint(ConstraintKind.STRUCTURAL_TAG, '"<|tool_calls_section_begin|><|tool_call_begin|>functions.b:0"')
     found = tool_constraint(_prompt(), asked)

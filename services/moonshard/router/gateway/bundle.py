@@ -39,21 +39,26 @@ class Bundle:
     sha256: str
 
 
-def build_bundle(checkpoint: Path, special_ids: Mapping[str, int], eos_token_ids: Sequence[int]) -> Bundle:
-    """The same bytes for the same checkpoint. Raises CheckpointError naming the file."""
+def build_bundle(
+    checkpoint: Path, special_ids: Mapping[str, int], eos_token_ids: Sequence[int], trusts: bool = False
+) -> Bundle:
+    """The same bytes for the same checkpoint. trusts: users may spell control tokens, as in the reference.
+
+    Raises CheckpointError naming the file.
+    """
     files = {name: read_bytes(checkpoint / name) for name in AS_THEY_ARE if (checkpoint / name).is_file()}
     files["config.json"] = read_bytes(checkpoint / "config.json")
     files["tokenizer_config.json"] = _as_json(_tokenizer_config(checkpoint))
     files["generation_config.json"] = _as_json(_generation_config(checkpoint, eos_token_ids))
-    files["chat_template.jinja"] = _template(checkpoint, special_ids).encode()
+    files["chat_template.jinja"] = _template(checkpoint, special_ids, trusts).encode()
     data = _zipped(files)
     return Bundle(data, hashlib.sha256(data).hexdigest())
 
 
-def _template(checkpoint: Path, special_ids: Mapping[str, int]) -> str:
+def _template(checkpoint: Path, special_ids: Mapping[str, int], trusts: bool) -> str:
     source, _ = read_template(checkpoint)
     marks = find_marks(special_ids)
-    return shape_template(source, marks, special_ids) if marks else source
+    return shape_template(source, marks, () if trusts else special_ids) if marks else source
 
 
 def _tokenizer_config(checkpoint: Path) -> dict[str, Any]:

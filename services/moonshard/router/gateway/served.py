@@ -12,15 +12,16 @@ from moonshard.tokenizer.files import read_json
 
 @dataclass(frozen=True)
 class GatewayModel:
-    """bundle is made when it is first asked for; it raises CheckpointError."""
+    """bundle is made when it is first asked for; it raises CheckpointError. trusts: as router.trust_control_tokens."""
 
     checkpoint: Path
     tokenizer: Tokenizer
     eos_token_ids: tuple[int, ...]
+    trusts: bool = False
 
     @cached_property
     def bundle(self) -> Bundle:
-        return build_bundle(self.checkpoint, self.tokenizer.special_tokens, self.eos_token_ids)
+        return build_bundle(self.checkpoint, self.tokenizer.special_tokens, self.eos_token_ids, self.trusts)
 
     @cached_property
     def prompts(self) -> PromptReader:

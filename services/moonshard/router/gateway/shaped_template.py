@@ -70,8 +70,10 @@ _BEHIND = """\
 
 
 def shape_template(source: str, marks: Marks, special_names: Iterable[str]) -> str:
-    """The template to give to gateways. special_names: all spellings of special tokens."""
-    broken = [COMMON, *sorted(name for name in special_names if not name.startswith(COMMON))]
+    """The template to give to gateways. special_names: the spellings of special tokens that are to be broken up."""
+    names = sorted(special_names)
+    broken = [COMMON] if any(name.startswith(COMMON) for name in names) else []
+    broken += [name for name in names if not name.startswith(COMMON)]
     macro = _plain_macro(broken, marks.escape.name)
     behind = _BEHIND.replace("THINKING", marks.thinking.name).replace("TOOLS", marks.tools.name)
     return macro + _BEFORE.replace("PLAIN(", "_plain(") + source + behind

@@ -25,11 +25,17 @@ def tool_constraint(prompt: Prompt, asked: Constraint | None) -> Constraint | No
     """
     tools = _functions(prompt.tools)
     if asked is None:
-        return _constraint([*_thought_and_text(prompt), _optional(_section(tools))]) if tools else None
+        return _constraint(_free(prompt, _optional(_section(tools)))) if tools else None
     if asked.kind is not ConstraintKind.STRUCTURAL_TAG or SECTION_BEGIN not in asked.value:
         return None
     forced = [tool for tool in tools if f"functions.{tool['name']}:" in asked.value]
     return _constraint([*_thought(prompt), _section(forced)]) if forced else None
+
+
+def _free(prompt: Prompt, calls: dict[str, Any]) -> list[dict[str, Any]]:
+    """Text and maybe calls; a thought in front of them must have been ended, for a gateway reads none inside it."""
+    answer = [_TEXT, calls]
+    return [_TEXT, _optional(_sequence([_string(THOUGHT_END), *answer]))] if prompt.opens_thought else answer
 
 
 def _functions(text: str) -> list[dict[str, Any]]:
@@ -41,13 +47,8 @@ def _functions(text: str) -> list[dict[str, Any]]:
     return [tool for tool in found if isinstance(tool, dict) and isinstance(tool.get("name"), str)]
 
 
-def _thought_and_text(prompt: Prompt) -> list[dict[str, Any]]:
-    """A thought may end by its marker or by the section's: the grammar holds from the first token on."""
-    return [_TEXT, _optional(_sequence([_string(THOUGHT_END), _TEXT]))] if prompt.opens_thought else [_TEXT]
-
-
 def _thought(prompt: Prompt) -> list[dict[str, Any]]:
-    return [_TEXT, _optional(_string(THOUGHT_END))] if prompt.opens_thought else []
+    return [_TEXT, _string(THOUGHT_END)] if prompt.opens_thought else []
 
 
 def _section(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
