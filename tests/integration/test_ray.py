@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.integration.cells import EXACT, greedy, running_cell
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
 PROMPT, TOKENS = [5, 6, 7, 8], 12
+STREAMS, LONG = 8, 200
 LIMITS = {"load_s": 120.0, "join_s": 90.0, "combine_s": 60.0, "drain_s": 10.0}
 
 
@@ -55,6 +57,38 @@ def test_a_cell_on_three_nodes_answers_as_the_local_one_does(
             assert greedy(client, PROMPT, TOKENS) == expected
         cluster.drain()
         assert "loaded experts" in (tmp_path / "ray" / "expert-3.log").read_text()
+
+
+def test_a_killed_nodes_shards_come_back_elsewhere_and_no_request_fails(
+    ray_nodes: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    spare = ray_nodes.add_node(num_cpus=4, object_store_memory=100 << 20)
+    assert spare is not None
+    shape = {"num_shards": 2, "num_replicas": 2, "num_attention": 1}
+    config = plan_cell({"checkpoint": tiny_checkpoint, "router": {"port": 0}, "timeouts": LIMITS, **EXACT, **shape})
+    with RayCluster(config, tmp_path / "ray", ray_nodes.address) as cluster:
+        cluster.start()
+        with Client(cluster.router_address) as client, ThreadPoolExecutor(STREAMS) as pool:
+            wait_ready(cluster, client)
+            expected = greedy(client, PROMPT, LONG)
+            answers = [pool.submit(greedy, client, PROMPT, LONG) for _ in range(STREAMS)]
+            lost = _kill_a_node(ray_nodes, cluster.node_ids())
+            assert [answer.result(120) for answer in answers] == [expected] * STREAMS
+            deadline = time.monotonic() + 90
+            while client.status().coverage.min_copies < 2:
+                assert time.monotonic() < deadline, client.status()
+                assert cluster.wait(0.5) == []
+            assert lost not in cluster.node_ids().values()
+            assert greedy(client, PROMPT, LONG) == expected
+        cluster.drain()
+
+
+def _kill_a_node(ray_nodes: Any, node_ids: dict[str, str]) -> str:
+    """Not the head's and not the attention worker's; one copy of a shard at most is on it."""
+    kept = {node_ids["attention-0"], ray_nodes.head_node.node_id}
+    victim = next(node for node in ray_nodes.worker_nodes if node.node_id in set(node_ids.values()) - kept)
+    ray_nodes.remove_node(victim, allow_graceful=False)
+    return str(victim.node_id)
 
 
 def test_nobody_listens() -> None:

@@ -63,6 +63,11 @@ class RayCluster:
         for worker in self.workers:
             session.run(worker, self.config, f"{here}:{port}")
 
+    def node_ids(self) -> dict[str, str]:
+        """Ray's node of each worker, by name."""
+        assert self._session is not None
+        return self._session.node_ids()
+
     def wait(self, timeout_s: float | None) -> list[Death]:
         """Block until the router or a worker has ended for good, or timeout_s. Brings the logs here meanwhile."""
         assert self._session is not None

@@ -13,7 +13,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from moonshard.config import CellConfig
@@ -67,6 +67,11 @@ class RaySession:
             max_task_retries=self._max_restarts,
             max_concurrency=ACTOR_THREADS,
         ).remote()
+
+    def node_ids(self) -> dict[str, str]:
+        """On which node each worker's bundle lies now, by name."""
+        bundles = placement_group_table(self._group)["bundles_to_node_id"]
+        return {name: bundles[place] for place, name in enumerate(self._actors)}
 
     def meeting_point(self, name: str, router_address: str, limit_s: float) -> str:
         """A free address on the node of that worker. Raises Unavailable."""
