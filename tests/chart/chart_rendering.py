@@ -92,6 +92,9 @@ def pod_templates(documents: list[Document]) -> Iterator[tuple[Document, Documen
     for document in documents:
         if document["kind"] in ("Deployment", "StatefulSet", "Job"):
             yield document, document["spec"]["template"]
+        elif document["kind"] == "RayCluster":
+            for group in (document["spec"]["headGroupSpec"], *document["spec"]["workerGroupSpecs"]):
+                yield document, group["template"]
         elif document["kind"] == "Pod":
             yield document, document
 

@@ -51,6 +51,20 @@ def test_every_pod_of_the_release_has_a_policy() -> None:
         assert len(covering) == (0 if workload["kind"] == "Pod" else 1), workload["metadata"]["name"]
 
 
+def test_pods_of_ray_are_open_to_each_other_and_to_nobody_else() -> None:
+    documents = render({**ON, "ray": {"enabled": True}})
+    found = policies(documents)
+    assert set(found) == {"router", "ray-worker", "gateway"}
+    for workload, template in pod_templates(documents):
+        covering = [s for s in found.values() if selects(s["podSelector"]["matchLabels"], template)]
+        assert len(covering) == (0 if workload["kind"] == "Pod" else 1)
+    assert ports(found["ray-worker"]["ingress"]) == {(1024, 65535)}
+    (rule,) = found["ray-worker"]["ingress"]
+    components = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in rule["from"]]
+    assert components == ["router", "ray-worker"]
+    assert ports(found["gateway"]["ingress"]) == {8000, 29000}
+
+
 def test_only_attention_workers_reach_the_data_links() -> None:
     spec = policies(render(ON))["expert"]
     (rule,) = [rule for rule in spec["ingress"] if 7070 in ports([rule])]

@@ -32,10 +32,11 @@ class PlacedWorker:
 def place(config: CellConfig, nodes: Sequence[Resources]) -> list[PlacedWorker]:
     """Expert workers, then attention workers. nodes: total resources of each node that is alive.
 
-    Raises ConfigError when the cluster has too few GPUs or no node at all.
+    Raises ConfigError when the cluster has too few GPUs, or no CPU at all. A node without CPUs takes no worker.
     """
+    nodes = [node for node in nodes if node.get("CPU", 0.0) > 0]
     if not nodes:
-        raise ConfigError("--ray", "the cluster has no node that is alive")
+        raise ConfigError("--ray", "no node of the cluster offers a CPU; give Ray --num-cpus")
     num_experts = config.num_shards * config.num_replicas
     share = _cpu_limit(nodes, num_experts + config.num_attention)
     gpus = _gpus(config, nodes, num_experts + config.num_attention)
@@ -60,9 +61,7 @@ def for_ray(config: CellConfig) -> CellConfig:
 def _cpu_limit(nodes: Sequence[Resources], num_workers: int) -> float:
     """The most that every worker can have at once: attention and experts take turns, so cores may be shared."""
     per_node = math.ceil(num_workers / len(nodes))
-    smallest = min(node.get("CPU", 0.0) for node in nodes)
-    if smallest <= 0:
-        raise ConfigError("--ray", "a node offers no CPU; give Ray --num-cpus")
+    smallest = min(node["CPU"] for node in nodes)
     return max(1.0 / _STEP, math.floor(_STEP * smallest / per_node) / _STEP)
 
 

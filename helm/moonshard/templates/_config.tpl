@@ -16,6 +16,11 @@ The cell's configuration, one for all its pods: the user's `config` under what t
     "network" (dict "bind_host" "0.0.0.0" "link_port" .Values.experts.port)
     "timeouts" (dict "drain_s" .Values.router.maxWaitForDrainSeconds)
 -}}
+{{- if .Values.ray.enabled -}}
+  {{- /* Several workers may share a Ray pod, so each has ports of its own. */ -}}
+  {{- $_ := set $own "network" (dict "bind_host" "0.0.0.0" "link_port" 0) -}}
+  {{- $_ := set $own "metrics" (dict "host" "0.0.0.0" "base_port" $metrics "worker_port" 0) -}}
+{{- end -}}
 {{- if gt (int .Values.experts.replicas) 1 -}}
   {{- $_ := set $own "num_replicas" .Values.experts.replicas -}}
 {{- end -}}
