@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import grpc
 
@@ -42,12 +41,11 @@ class Client:
                 control_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata
             )
 
-    def load(self, window_s: float, operator_key: str | None = None) -> control_pb2.GetLoadResponse:
+    def load(self, window_s: float) -> control_pb2.GetLoadResponse:
         """Expert load over the last window_s seconds, 0 since the router's start."""
-        key = replace(self._access, operator_key=operator_key or self._access.operator_key).operator_metadata
         request = control_pb2.GetLoadRequest(window_s=window_s)
         with self._failures():
-            return self._cluster.GetLoad(request, timeout=STATUS_TIMEOUT_S, metadata=key)
+            return self._cluster.GetLoad(request, timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata)
 
     def model(self) -> inference_pb2.GetModelResponse:
         with self._failures():

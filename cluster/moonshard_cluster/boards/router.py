@@ -56,6 +56,12 @@ WAITING = Row(
             quantiles("moonshard_request_queue_time_seconds"),
             "s",
         ),
+        Panel(
+            "Queue by tenant",
+            "Of the tenants that the operator named; all others together.",
+            [Query(f"sum by (tenant) ({value('moonshard_router_tenant_waiting')})", "{{tenant}}")],
+            "short",
+        ),
     ],
 )
 

@@ -15,10 +15,6 @@ from moonshard_cluster.client import DEFAULT_ROUTER, Client
 from moonshard_cluster.load.matrix import ExpertLoad, from_response, to_line
 from moonshard_cluster.load.screen import render
 
-KeyFile = Annotated[
-    Path | None, typer.Option("--operator-key-file", help="file with the operator's key, where the router asks for it")
-]
-
 
 def experts(
     router: Annotated[str, typer.Option("--router", help="HOST:PORT of the router")] = DEFAULT_ROUTER,
@@ -30,15 +26,13 @@ def experts(
         Path | None, typer.Option("--record", help="append each reading of the totals to this file")
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="draw one reading as a PNG and end")] = None,
-    operator_key_file: KeyFile = None,
 ) -> None:
     """Show the load of every expert of every layer, as the shards tell it."""
-    key = read_key_file(operator_key_file)
     console = Console()
     with Client(router) as client:
 
         def read(window_s: float) -> ExpertLoad:
-            return from_response(client.load(window_s, key))
+            return from_response(client.load(window_s))
 
         if plot:
             from moonshard_cluster.load.picture import draw
@@ -48,14 +42,6 @@ def experts(
             _print(console, lambda: read(window_s), lambda: _record(record, read), json, None if once else every_s)
         else:
             _watch(console, lambda: read(window_s), lambda: _record(record, read), every_s)
-
-
-def read_key_file(path: Path | None) -> str | None:
-    """Raises ConfigError."""
-    try:
-        return path.read_text().strip() if path else None
-    except OSError as error:
-        raise ConfigError("--operator-key-file", f"cannot read {path}: {error.strerror}") from None
 
 
 def _record(path: Path | None, read: Callable[[float], ExpertLoad]) -> None:

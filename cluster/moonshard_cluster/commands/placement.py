@@ -11,7 +11,6 @@ from rich.text import Text
 from moonshard.placement import Layer, Rules
 from moonshard.placement_cost import Change, Costs, propose
 from moonshard_cluster.client import DEFAULT_ROUTER, Client
-from moonshard_cluster.commands.experts import KeyFile, read_key_file
 from moonshard_cluster.load.matrix import ExpertLoad, from_response, read_recording
 
 app = typer.Typer(help="Where experts are, and where they should be.", no_args_is_help=True)
@@ -26,10 +25,9 @@ def show(
     router: RouterAddress = DEFAULT_ROUTER,
     load: Recording = None,
     window_s: Window = 0.0,
-    operator_key_file: KeyFile = None,
 ) -> None:
     """Show which shard holds which experts, and how even their load is."""
-    Console().print(render_shown(_load(router, load, window_s, operator_key_file)))
+    Console().print(render_shown(_load(router, load, window_s)))
 
 
 @app.command("plan")
@@ -47,10 +45,9 @@ def plan(
     expert_us: Annotated[float, typer.Option(help="the same for reading an active expert", min=0)] = 100.0,
     move_s: Annotated[float, typer.Option(help="seconds that a shard needs to load a copy", min=0)] = 0.1,
     horizon_s: Annotated[float, typer.Option(help="seconds for which the load is taken to stay", min=1)] = 600.0,
-    operator_key_file: KeyFile = None,
 ) -> None:
     """Compute a better placement for the load, and whether it would pay for its moves. Nothing is changed."""
-    found = _load(router, load, window_s, operator_key_file)
+    found = _load(router, load, window_s)
     num_experts, num_shards = found.rows_LE.shape[1], len(found.ranks)
     slots = -(-(num_experts + redundant) // max(1, num_shards))
     rules = Rules(num_shards, slots, min_copies, mode, batch_rows)
@@ -60,11 +57,11 @@ def plan(
     Console().print(render_plan(found, changes))
 
 
-def _load(router: str, path: Path | None, window_s: float, key_file: Path | None) -> ExpertLoad:
+def _load(router: str, path: Path | None, window_s: float) -> ExpertLoad:
     if path:
         return read_recording(path)
     with Client(router) as client:
-        return from_response(client.load(window_s, read_key_file(key_file)))
+        return from_response(client.load(window_s))
 
 
 def _current(load: ExpertLoad) -> Layer:
