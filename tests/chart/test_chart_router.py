@@ -2,7 +2,7 @@
 
 import json
 
-from tests.chart.chart_rendering import CHART, cell_config, container, env, kinds, one, render
+from tests.chart.chart_rendering import CHART, Document, cell_config, container, kinds, one, pod_templates, render
 
 
 def test_a_cell_has_one_router_and_a_rollout_never_two() -> None:
@@ -81,14 +81,30 @@ def test_a_certificate_is_asked_for_only_when_tls_needs_one() -> None:
     assert "rel-moonshard-control.serving.svc" in found["spec"]["dnsNames"]
 
 
-def test_keys_come_from_a_secret_and_only_the_router_reads_them() -> None:
-    documents = render({"auth": {"existingSecret": "keys", "clientKey": "one"}})
-    holders = [w["metadata"]["name"] for w in kinds(documents, "Deployment") if "auth" in str(w["spec"]["template"])]
-    assert holders == ["rel-moonshard-router"]
-    (test,) = kinds(documents, "Pod")
-    source = env(test["spec"]["containers"][0])["MOONSHARD_API_KEY"]
-    assert source == {"secretKeyRef": {"name": "keys", "key": "one"}}
+def secret_items(template: Document) -> set[str]:
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    return {item["path"] for item in volumes["auth"]["secret"]["items"]} if "auth" in volumes else set()
+
+
+def test_every_pod_reads_only_the_keys_that_it_needs() -> None:
+    keys = {"existingSecret": "keys", "clientKey": "one", "operatorKey": "operator"}
+    documents = render({"auth": keys})
+    held = {workload["metadata"]["name"]: secret_items(template) for workload, template in pod_templates(documents)}
+    assert held == {
+        "rel-moonshard-router": {"api-keys", "operator-key"},
+        "rel-moonshard-gateway": {"api-keys"},
+        "rel-moonshard-attention": {"operator-key"},
+        "rel-moonshard-expert-r0": {"operator-key"},
+        "rel-moonshard-test": {"client-key"},
+    }
     assert kinds(documents, "Secret") == []
+    router = cell_config(documents)["router"]
+    assert router["api_keys_file"] == "/etc/moonshard-auth/api-keys"
+    assert router["operator_key_file"] == "/etc/moonshard-auth/operator-key"
+
+
+def test_without_keys_nothing_of_them_is_mounted() -> None:
+    assert all(secret_items(template) == set() for _, template in pod_templates(render()))
 
 
 def test_service_account() -> None:
@@ -105,7 +121,7 @@ def test_extra_objects_are_rendered_as_they_are() -> None:
 def test_the_helm_test_asks_through_the_clients_service() -> None:
     (pod,) = kinds(render(), "Pod")
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
-    assert pod["spec"]["containers"][0]["args"][0] == "--router=rel-moonshard-router.serving.svc:50051"
+    assert pod["spec"]["containers"][0]["args"][1] == "--router=rel-moonshard-router.serving.svc:50051"
 
 
 def test_the_chart_ships_no_secret() -> None:

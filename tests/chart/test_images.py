@@ -57,5 +57,5 @@ def test_every_dependency_is_pinned_within_its_bounds() -> None:
 def test_the_programs_of_the_chart_are_in_the_images() -> None:
     documents = render()
     programs = {container(d)["command"][0] for d in kinds(documents, "Deployment") + kinds(documents, "StatefulSet")}
-    assert programs == {"python", "smg"}
+    assert programs == {"python"}
     assert "gateway" in (IMAGES / "router.Containerfile").read_text()

@@ -1,6 +1,9 @@
 """The chart proven against the programs: the laptop value set's containers run here as the manifests say."""
 
+import json
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,7 @@ READY_S = 60.0
 
 @pytest.fixture(scope="module")
 def pods(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
-    small = {"gateway": {"enabled": False}, "experts": {"shards": 4}}
+    small = {"experts": {"shards": 4}}
     documents = render(small, file=CHART / "ci" / "laptop-values.yaml")
     with running_pods(documents, tiny_checkpoint, tmp_path_factory.mktemp("pods")) as found:
         yield found
@@ -38,4 +41,34 @@ def test_the_cell_answers_through_the_routers_service(pods: Pods) -> None:
         # What the workers tell others is their pods' addresses, at the ports of the manifests.
         told = {worker.metrics_address for worker in found.workers}
         assert told >= {f"{pod.ip}:9090" for role in ("attention", "expert") for pod in pods.of(role)}
+        assert len(greedy(client, [1, 2, 3], max_tokens=4)) == 4
+
+
+def test_the_first_answer_comes_as_the_notes_say(pods: Pods) -> None:
+    for pod in pods.pods:
+        pods.await_probe(pod, "readinessProbe", READY_S)
+    question = {"model": "demo", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
+    request = urllib.request.Request(
+        f"http://{pods.address('-gateway', 8000)}/v1/chat/completions",
+        data=json.dumps(question).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=READY_S) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 4
+
+
+def test_a_deleted_shard_comes_back_and_only_then_the_cell_is_ready(pods: Pods) -> None:
+    for pod in pods.pods:
+        pods.await_probe(pod, "readinessProbe", READY_S)
+    (router,), shard = pods.of("router"), pods.of("expert")[1]
+    assert pods.stop(shard) == 0
+    deadline = time.monotonic() + READY_S
+    while router.probe("readinessProbe") == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert router.probe("livenessProbe") == 200
+    pods.start(shard)
+    for pod in (shard, router):
+        pods.await_probe(pod, "readinessProbe", READY_S)
+    with Client(pods.address("-router", 50051)) as client:
         assert len(greedy(client, [1, 2, 3], max_tokens=4)) == 4

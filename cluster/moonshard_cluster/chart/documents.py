@@ -23,6 +23,11 @@ OWNED = (
     ("gateway",),
     ("router", "host"),
     ("router", "port"),
+    *(
+        ("router", key)
+        for key in ("tls_cert", "tls_key", "tls_client_ca", "tls_ca", "tls_worker_cert", "tls_worker_key")
+    ),
+    *(("router", key) for key in ("api_keys_file", "operator_key_file", "open_gateway")),
     ("metrics", "host"),
     ("metrics", "base_port"),
     ("metrics", "worker_port"),

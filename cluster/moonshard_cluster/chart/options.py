@@ -221,7 +221,8 @@ class Tls(Options):
 
 class Auth(Options):
     existing_secret: Name = option("", "Secret with the file of API keys and tenants; empty asks for no key")
-    key: str = option("api-keys", "key inside the Secret")
+    key: str = option("api-keys", "key inside the Secret: lines TENANT KEY [WEIGHT]")
+    operator_key: str = option("", "key inside the Secret with the operator's key, which workers bring, too")
     client_key: str = option("", "key inside the Secret with one API key, which the helm test uses")
 
 

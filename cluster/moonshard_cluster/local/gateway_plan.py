@@ -75,11 +75,11 @@ def plan_gateway(config: CellConfig) -> GatewayPlan:
         control_key=secrets.token_urlsafe(24),
         aliases={name: config.model_name for name in PUBLISHED_NAMES if name != config.model_name},
         api_keys_file=str(router.api_keys_file or ""),
-        **_tls_files(config),
+        **tls_files(config),
     )
 
 
-def _tls_files(config: CellConfig) -> dict[str, str]:
+def tls_files(config: CellConfig) -> dict[str, str]:
     """As the workers call the router."""
     router = config.router
     if not router.tls_cert:

@@ -27,10 +27,20 @@ The cell's configuration, one for all its pods: the user's `config` under what t
 {{- if .Values.tls.enabled -}}
   {{- $_ := set $own.router "tls_cert" "/etc/moonshard-tls/tls.crt" -}}
   {{- $_ := set $own.router "tls_key" "/etc/moonshard-tls/tls.key" -}}
-  {{- if .Values.tls.mutual -}}{{- $_ := set $own.router "tls_client_ca" "/etc/moonshard-tls/ca.crt" -}}{{- end -}}
+  {{- $_ := set $own.router "tls_ca" "/etc/moonshard-tls/ca.crt" -}}
+  {{- if .Values.tls.mutual -}}
+    {{- $_ := set $own.router "tls_client_ca" "/etc/moonshard-tls/ca.crt" -}}
+    {{- $_ := set $own.router "tls_worker_cert" "/etc/moonshard-tls/tls.crt" -}}
+    {{- $_ := set $own.router "tls_worker_key" "/etc/moonshard-tls/tls.key" -}}
+  {{- end -}}
 {{- end -}}
 {{- if .Values.auth.existingSecret -}}
   {{- $_ := set $own.router "api_keys_file" "/etc/moonshard-auth/api-keys" -}}
+  {{- /* The gateway checks the same keys, but cannot hand them on. */ -}}
+  {{- $_ := set $own.router "open_gateway" .Values.gateway.enabled -}}
+  {{- with .Values.auth.operatorKey -}}
+    {{- $_ := set $own.router "operator_key_file" "/etc/moonshard-auth/operator-key" -}}
+  {{- end -}}
 {{- end -}}
 {{- $defaults := dict
     "timeouts" (dict "join_s" 900)

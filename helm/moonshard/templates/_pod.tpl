@@ -158,7 +158,20 @@ resourceClaims:
 {{- end }}
 {{- end -}}
 
-{{/* Volumes that every program of ours mounts. Takes root, pod, weights, sharedMemory. */}}
+{{/* Of the Secret with keys, those that a pod may read. Takes root and auth (a list of api-keys, operator-key, client-key). */}}
+{{- define "moonshard.authItems" -}}
+{{- $auth := .root.Values.auth -}}
+{{- if $auth.existingSecret -}}
+{{- $keys := dict "api-keys" $auth.key "operator-key" $auth.operatorKey "client-key" $auth.clientKey -}}
+{{- range $path := .auth -}}
+{{- with index $keys $path }}
+- {key: {{ . }}, path: {{ $path }}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Volumes that every program of ours mounts. Takes root, pod, weights, sharedMemory, auth (which keys). */}}
 {{- define "moonshard.volumes" -}}
 - name: config
   configMap:
@@ -182,13 +195,13 @@ resourceClaims:
     secretName: {{ include "moonshard.tlsSecret" .root }}
     defaultMode: 0440
 {{- end }}
-{{- if and .auth .root.Values.auth.existingSecret }}
+{{- with include "moonshard.authItems" . }}
 - name: auth
   secret:
-    secretName: {{ .root.Values.auth.existingSecret }}
+    secretName: {{ $.root.Values.auth.existingSecret }}
     defaultMode: 0440
     items:
-      - {key: {{ .root.Values.auth.key }}, path: api-keys}
+      {{- . | nindent 6 }}
 {{- end }}
 {{- with .pod.extraVolumes }}
 {{ toYaml . }}
@@ -209,7 +222,7 @@ resourceClaims:
 {{- if .root.Values.tls.enabled }}
 - {name: tls, mountPath: /etc/moonshard-tls, readOnly: true}
 {{- end }}
-{{- if and .auth .root.Values.auth.existingSecret }}
+{{- if include "moonshard.authItems" . }}
 - {name: auth, mountPath: /etc/moonshard-auth, readOnly: true}
 {{- end }}
 {{- with .pod.extraVolumeMounts }}

@@ -16,7 +16,7 @@ grace, preStop (seconds, 0 for none).
 {{- $rdma := eq .root.Values.network.profile "rdma" -}}
 {{- $metadata := dict "root" .root "component" .component "pod" .pod "config" true -}}
 {{- if $rdma -}}{{- $_ := set $metadata "annotations" .root.Values.network.rdma.annotations -}}{{- end -}}
-{{- $volumes := dict "root" .root "pod" .pod "weights" true "sharedMemory" .pod.sharedMemory "auth" false -}}
+{{- $volumes := dict "root" .root "pod" .pod "weights" true "sharedMemory" .pod.sharedMemory "auth" (list "operator-key") -}}
 metadata:
   {{- include "moonshard.podMetadata" $metadata | nindent 2 }}
 spec:
