@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -33,6 +34,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 STREAMS, COLUMNS, STEP_S, LINES_MAX = 6, 3, 2, 12
+SHOWN_LAYER = "1"
 
 
 def main() -> None:
@@ -83,8 +85,12 @@ def draw_board(board: dict[str, Any], address: str, seconds: float, path: Path) 
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for axis, panel in zip(axes.flat, shown, strict=False):
-        found = [series for target in panel["targets"] for series in ask(address, target["expr"], seconds)]
-        axis.set_title(panel["title"], fontsize=9, loc="left")
+        found = [
+            {**series, "name": name_of(series, target["legendFormat"])}
+            for target in panel["targets"]
+            for series in ask(address, target["expr"].replace("$layer", SHOWN_LAYER), seconds)
+        ]
+        axis.set_title(panel["title"].replace("$layer", SHOWN_LAYER), fontsize=9, loc="left")
         axis.tick_params(labelsize=7)
         draw_panel(axis, panel["type"], found)
     figure.suptitle(board["title"], x=0.01, ha="left", fontsize=12)
@@ -99,7 +105,7 @@ def draw_panel(axis: Any, kind: str, found: list[dict[str, Any]]) -> None:
         found.sort(key=lambda series: int(series["metric"]["expert"]))
         axis.imshow([values_of(series) for series in found], aspect="auto", cmap="inferno", origin="lower")
     elif kind in ("bargauge", "table"):
-        last = sorted(((name_of(series), values_of(series)[-1]) for series in found), key=lambda it: -it[1])[:20]
+        last = sorted(((series["name"], values_of(series)[-1]) for series in found), key=lambda it: -it[1])[:20]
         axis.barh([name for name, _ in last][::-1], [value for _, value in last][::-1])
         axis.tick_params(axis="y", labelsize=5)
     elif kind == "stat":
@@ -108,7 +114,7 @@ def draw_panel(axis: Any, kind: str, found: list[dict[str, Any]]) -> None:
     else:
         for series in found[:LINES_MAX]:
             start = float(series["values"][0][0])
-            axis.plot([float(at) - start for at, _ in series["values"]], values_of(series), label=name_of(series))
+            axis.plot([float(at) - start for at, _ in series["values"]], values_of(series), label=series["name"])
         if 1 < len(found) <= LINES_MAX:
             axis.legend(fontsize=5)
         axis.set_ylim(bottom=0)
@@ -118,8 +124,11 @@ def values_of(series: dict[str, Any]) -> list[float]:
     return [float(value) for _, value in series["values"]]
 
 
-def name_of(series: dict[str, Any]) -> str:
-    hidden = ("__name__", "model_name", "job")
+def name_of(series: dict[str, Any], legend: str) -> str:
+    """As Grafana fills a legend in; without one, all labels that tell series apart."""
+    if legend != "__auto":
+        return re.sub(r"{{(\w+)}}", lambda label: str(series["metric"].get(label[1], "")), legend)
+    hidden = ("__name__", "model_name", "job", "instance")
     return " ".join(f"{key} {value}" for key, value in sorted(series["metric"].items()) if key not in hidden) or "all"
 
 
