@@ -24,7 +24,7 @@ from moonshard_cluster.commands.status import render
 from moonshard_cluster.demo.cache import ensure_demo
 from moonshard_cluster.demo.spec import DemoSpec
 from moonshard_cluster.local.gateway import start_gateway
-from moonshard_cluster.local.gateway_plan import plan_gateway
+from moonshard_cluster.local.gateway_plan import GatewayPlan, is_barred, plan_gateway
 from moonshard_cluster.local.plan import kernels_are_built, plan_cell
 from moonshard_cluster.local.progress import LoadBars, wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster, error_of
@@ -39,6 +39,7 @@ NO_KERNELS = (
     "The native CPU kernels are not built, so torch's operators serve, several times slower. "
     "With a C++ compiler, run: python -m moonshard.kernels"
 )
+NO_HTTP = "No HTTP: there are API keys, which smg cannot hand on, and router.open_gateway is not set. gRPC only."
 # For --prompt: enough to see that the cell answers.
 PROMPT_TOKENS, ANSWER_S = 64, 600.0
 
@@ -147,7 +148,7 @@ def _serve(console: Console, cell: "LocalCluster | RayCluster", prompt: str | No
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if config.device == "cpu" and config.kernels == "auto" and not kernels_are_built():
         console.print(NO_KERNELS, style="yellow", markup=False, highlight=False)
-    gateway = plan_gateway(config) if config.gateway.enabled else None
+    gateway = _gateway(console, config)
     with cell as cluster:
         try:
             with ExitStack() as stack:
@@ -173,6 +174,14 @@ def _serve(console: Console, cell: "LocalCluster | RayCluster", prompt: str | No
             console.print("\ndraining; Ctrl-C again to stop at once")
         # A second Ctrl-C leaves through the context manager, which kills.
         cluster.drain()
+
+
+def _gateway(console: Console, config: CellConfig) -> GatewayPlan | None:
+    """None without HTTP: unwanted, or neither asked for nor possible, which is told."""
+    if config.gateway.enabled and config.gateway.port is None and is_barred(config):
+        console.print(NO_HTTP, style="yellow", markup=False, highlight=False)
+        return None
+    return plan_gateway(config) if config.gateway.enabled else None
 
 
 def _answer(client: Client, prompt: str) -> None:

@@ -52,6 +52,11 @@ class GatewayPlan:
         return f"http://{reachable(self.host, self.port)}"
 
 
+def is_barred(config: CellConfig) -> bool:
+    """Whether the router asks the gateway for a key, which smg has no way to send."""
+    return config.router.api_keys_file is not None and not config.router.open_gateway
+
+
 def plan_gateway(config: CellConfig) -> GatewayPlan:
     """All but the router's address, which is known once it listens.
 
@@ -59,7 +64,7 @@ def plan_gateway(config: CellConfig) -> GatewayPlan:
     """
     source, _ = read_template(config.checkpoint)
     router = config.router
-    if router.api_keys_file and not router.open_gateway:
+    if is_barred(config):
         raise ConfigError(
             "router.open_gateway",
             "must be true where there are API keys: smg checks them but cannot hand them on (or start with --no-http)",
