@@ -10,7 +10,7 @@ from rich.console import Console
 import moonshard
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
 from moonshard_cluster.access import Access
-from moonshard_cluster.commands import ask, bench, demo_model, experts, inspect, placement, plan, status, up
+from moonshard_cluster.commands import ask, bench, chaos, demo_model, experts, inspect, placement, plan, status, up
 
 app = typer.Typer(
     name="moonshard",
@@ -51,6 +51,7 @@ app.command("generate")(ask.generate)
 app.command("status")(status.status)
 app.command("experts")(experts.experts)
 app.add_typer(placement.app, name="placement")
+app.command("chaos")(chaos.chaos)
 app.command("inspect")(inspect.inspect)
 app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)

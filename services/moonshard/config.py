@@ -72,12 +72,14 @@ class ExpertConfig(_Section):
     """One expert shard. num_threads 0 is auto. activations: of rows inside an expert on the native CPU kernels.
 
     repacked_cache: a directory that keeps the experts in the native kernels' layout, as large as the experts; a shard
-    that starts again maps them.
+    that starts again maps them. fault_hooks_s: for `moonshard chaos`: signals make a shard answer nonsense, or nothing,
+    for so many seconds; 0 ignores them.
     """
 
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     activations: Literal["auto", "float32", "int16", "int8"] = "auto"
     repacked_cache: Path | None = None
+    fault_hooks_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
 
 
 class TimeoutConfig(_Section):

@@ -93,6 +93,9 @@ def up(
     api_keys: Annotated[
         Path | None, typer.Option("--api-keys", help="file of lines TENANT KEY [WEIGHT]; callers must bring one")
     ] = None,
+    fault_hooks: Annotated[
+        float | None, typer.Option("--fault-hooks", help="let `moonshard chaos` corrupt and partition shards, seconds")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="ask this as soon as the cell is ready")] = None,
     once: Annotated[bool, typer.Option("--once", help="stop after --prompt is answered")] = False,
 ) -> None:
@@ -124,6 +127,7 @@ def up(
         "experts": {
             "num_threads": expert_threads,
             "activations": expert_activations,
+            "fault_hooks_s": fault_hooks,
             "repacked_cache": repacked_cache and repacked_cache.resolve(),
         },
         "metrics": {"base_port": metrics_port},

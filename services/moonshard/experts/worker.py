@@ -10,6 +10,7 @@ import torch
 from moonshard.config import CellConfig
 from moonshard.errors import ConfigError
 from moonshard.experts.counters import LoadCounters
+from moonshard.experts.fault_hooks import FaultHooks
 from moonshard.experts.metrics import ExpertMetrics
 from moonshard.experts.shard import Shard, Stack
 from moonshard.experts.windows import LoadWindow, LoadWindows, WindowRule
@@ -136,16 +137,19 @@ def _loop(worker: Worker, shard: Shard, endpoint: Endpoint, metrics: ExpertMetri
         worker.progress.num_iterations += 1
         worker.progress.num_tokens += rows
 
-    if isinstance(endpoint, LinkEndpoint) and (table := shard.table(answered)):
+    faults = FaultHooks(worker.config.experts.fault_hooks_s)
+    # Faults need Python's steps.
+    if isinstance(endpoint, LinkEndpoint) and not faults.allowed and (table := shard.table(answered)):
         endpoint.answer_with(table)
     with torch.inference_mode():
         while not worker.lifetime.stopping.is_set():
             worker.health.beat()
             batch = endpoint.receive(POLL_S)
+            faults.while_partitioned(worker.lifetime.stopping.wait)
             if batch is None:
                 continue
             started = time.perf_counter()
             y_RD = shard.compute(batch)
             compute_s = time.perf_counter() - started
-            endpoint.reply(batch, y_RD)
+            endpoint.reply(batch, faults.distort(y_RD))
             answered(len(batch.x_RD), compute_s)

@@ -1,0 +1,1 @@
+"""Faults on purpose: what is injected, the load that suffers it, and the verdict."""

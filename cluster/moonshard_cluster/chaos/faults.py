@@ -1,0 +1,79 @@
+"""Faults of processes of this machine, by signals."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+
+from moonshard.errors import ConfigError
+from moonshard.process import CORRUPT_SIGNAL, PARTITION_SIGNAL
+from moonshard.v1 import control_pb2 as pb
+
+SLOW_TURN_S = 0.05
+
+
+class Fault(Enum):
+    """stop: no instruction for a while; slow: half of the time none; corrupt: a shard's sums are NaN; partition: a
+    shard neither hears nor says anything on its links, but does to the router."""
+
+    KILL = "kill"
+    STOP = "stop"
+    SLOW = "slow"
+    CORRUPT = "corrupt"
+    PARTITION = "partition"
+
+
+SHARDS_ONLY = (Fault.CORRUPT, Fault.PARTITION)
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    name: str
+    pid: int
+
+
+def victims(status: pb.GetStatusResponse) -> list[Victim]:
+    """The workers that are ready; the router is none, its end is the cell's."""
+    roles = {pb.ROLE_ATTENTION: "attention", pb.ROLE_EXPERT: "expert"}
+    return [
+        Victim(f"{roles[worker.role]}-{worker.rank}", worker.pid)
+        for worker in status.workers
+        if worker.role in roles and worker.state == pb.WORKER_STATE_READY
+    ]
+
+
+def choose(fault: Fault, target: str, found: Sequence[Victim], rng: random.Random) -> Victim | None:
+    """target: a name, "expert", "attention" or "any". None when nobody of the sort is there now."""
+    if fault in SHARDS_ONLY and target.startswith("attention"):
+        raise ConfigError("target", f"only shards can suffer {fault.value!r}, got {target!r}")
+    role = "expert" if target == "any" and fault in SHARDS_ONLY else target
+    fitting = [it for it in found if role in (it.name, it.name.partition("-")[0], "any")]
+    return rng.choice(fitting) if fitting else None
+
+
+def inject(fault: Fault, victim: Victim, seconds: float, wait: Callable[[float], object] = time.sleep) -> None:
+    """Returns when the fault is over. A victim that is gone meanwhile is nobody's fault."""
+    with suppress(ProcessLookupError):
+        if fault is Fault.KILL:
+            os.kill(victim.pid, signal.SIGKILL)
+        elif fault is Fault.STOP:
+            _pause(victim.pid, seconds, wait)
+        elif fault is Fault.SLOW:
+            for _ in range(max(1, round(seconds / (2 * SLOW_TURN_S)))):
+                _pause(victim.pid, SLOW_TURN_S, wait)
+                wait(SLOW_TURN_S)
+        else:
+            os.kill(victim.pid, CORRUPT_SIGNAL if fault is Fault.CORRUPT else PARTITION_SIGNAL)
+            wait(seconds)
+
+
+def _pause(pid: int, seconds: float, wait: Callable[[float], object]) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait(seconds)
+    finally:
+        os.kill(pid, signal.SIGCONT)

@@ -1,0 +1,44 @@
+"""Faults that only a shard itself can have: nonsense in its answers, silence on its links. For `moonshard chaos`."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from moonshard.process import CORRUPT_SIGNAL, PARTITION_SIGNAL
+
+logger = logging.getLogger(__name__)
+
+
+class FaultHooks:
+    """seconds: how long a fault lasts; 0: the signals are ignored. For a process's main thread."""
+
+    def __init__(self, seconds: float) -> None:
+        self.allowed = seconds > 0
+        self._corrupt_until_s = self._partitioned_until_s = 0.0
+        self._seconds = seconds
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
+            signal.signal(CORRUPT_SIGNAL, self._corrupt if self.allowed else signal.SIG_IGN)
+            signal.signal(PARTITION_SIGNAL, self._partition if self.allowed else signal.SIG_IGN)
+
+    def distort(self, y_RD: Tensor) -> Tensor:
+        """Sums as they are, or NaN in the first column."""
+        if time.monotonic() < self._corrupt_until_s:
+            y_RD[:, 0] = float("nan")
+        return y_RD
+
+    def while_partitioned(self, wait: Callable[[float], object]) -> None:
+        """Returns when the links may be heard again; `wait` may end earlier, when the process does."""
+        if (remaining_s := self._partitioned_until_s - time.monotonic()) > 0:
+            wait(remaining_s)
+
+    def _corrupt(self, *_: object) -> None:
+        logger.warning("answers nonsense for %g s, as a signal wishes", self._seconds)
+        self._corrupt_until_s = time.monotonic() + self._seconds
+
+    def _partition(self, *_: object) -> None:
+        logger.warning("is deaf and dumb on its links for %g s, as a signal wishes", self._seconds)
+        self._partitioned_until_s = time.monotonic() + self._seconds
