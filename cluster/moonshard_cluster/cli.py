@@ -10,7 +10,19 @@ from rich.console import Console
 import moonshard
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
 from moonshard_cluster.access import Access
-from moonshard_cluster.commands import ask, bench, chaos, demo_model, experts, inspect, placement, plan, status, up
+from moonshard_cluster.commands import (
+    ask,
+    bench,
+    chaos,
+    demo_model,
+    experts,
+    inspect,
+    placement,
+    plan,
+    restart,
+    status,
+    up,
+)
 
 app = typer.Typer(
     name="moonshard",
@@ -48,6 +60,7 @@ def _root(
 app.command("up")(up.up)
 app.command("chat")(ask.chat)
 app.command("generate")(ask.generate)
+app.command("restart")(restart.restart)
 app.command("status")(status.status)
 app.command("experts")(experts.experts)
 app.add_typer(placement.app, name="placement")
