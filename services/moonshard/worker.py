@@ -24,6 +24,7 @@ from moonshard.kernels import Pool
 from moonshard.metrics import new_registry, serve_metrics
 from moonshard.model.config import ModelConfig
 from moonshard.process import USER_ERROR_STATUS, Lifetime
+from moonshard.rpc.lasting_link import LastingLink
 from moonshard.rpc.tls import worker_tls
 from moonshard.rpc.worker_stream import RouterLink, WorkerAccess
 from moonshard.topology import Topology
@@ -61,7 +62,7 @@ class Worker:
     device: torch.device
     dtype: torch.dtype
     registry: CollectorRegistry
-    link: RouterLink
+    link: LastingLink
     inbox: "Inbox"
     lifetime: Lifetime
     progress: "LoadProgress"
@@ -97,11 +98,12 @@ class Inbox:
         self.wakes: list[Callable[[], None]] = []
         self.on_members: Callable[[pb.Members], None] | None = None
         self._lifetime = lifetime
-        self._link: RouterLink | None = None
+        self.epoch = 0  # the last the router told of
+        self._link: LastingLink | None = None
         # `attach` and the link's reader may both sort messages at the start; their order must not change.
         self._sorting = threading.Lock()
 
-    def attach(self, link: RouterLink) -> None:
+    def attach(self, link: LastingLink) -> None:
         self._link = link
         self.notify()
 
@@ -111,6 +113,8 @@ class Inbox:
             return
         with self._sorting:
             while (message := _poll(self._link.received())) is not None:
+                if message.WhichOneof("body") == "members":
+                    self.epoch = message.members.epoch
                 if message.WhichOneof("body") == "shutdown":
                     self._lifetime.stop(f"the router says: {message.shutdown.reason}")
                 elif self.on_members and message.WhichOneof("body") == "members":
@@ -121,6 +125,10 @@ class Inbox:
             self._lifetime.stop(f"lost the router: {self._link.reason}", failed=True)
         for wake in self.wakes:
             wake()
+
+    def forget(self) -> None:
+        """The router is another one: what the former one wants to be run is nobody's any more."""
+        self.messages.put(pb.RouterMessage(abort=pb.Abort(all=True)))
 
     def drain(self) -> list[pb.RouterMessage]:
         """All that waits, oldest first."""
@@ -199,9 +207,7 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
         metrics_address = f"{arguments.advertise_host or config.metrics.host}:{metrics.port}"
         join = _join(role, rank, topology, model, metrics_address)
         inbox = Inbox(lifetime)
-        link = RouterLink.connect(
-            arguments.router_address, join, config.timeouts.join_s, inbox.notify, _access(config.router)
-        )
+        link = _lasting_link(arguments, join, inbox, lifetime)
         try:
             inbox.attach(link)
             link.start_heartbeats(lambda: _heartbeat(progress), config.timeouts.heartbeat_s)
@@ -226,6 +232,21 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
             link.close()
     finally:
         metrics.close()
+
+
+def _lasting_link(arguments: WorkerArguments, join: pb.Join, inbox: Inbox, lifetime: Lifetime) -> LastingLink:
+    config = arguments.config
+
+    def connect(notify: Callable[[], None], timeout_s: float) -> RouterLink:
+        join.epoch = inbox.epoch
+        link = RouterLink.connect(arguments.router_address, join, timeout_s, notify, _access(config.router))
+        inbox.epoch = max(inbox.epoch, link.welcome.epoch)
+        return link
+
+    # A group of all_to_all ends with its router, as with any of its members.
+    keep_s = config.timeouts.failover_s if config.transport == "links" else 0.0
+    wanted: Callable[[], bool] = lambda: not lifetime.stopping.is_set()  # noqa: E731
+    return LastingLink(connect, config.timeouts.join_s, keep_s, inbox.notify, wanted, inbox.forget)
 
 
 def metrics_port(role: str, rank: int, config: CellConfig) -> int:

@@ -272,6 +272,25 @@ def test_sums_that_two_computations_find_infinite_are_the_models(pair: Shards) -
         assert dispatcher.recovery.trusts_everyone
 
 
+def test_a_lone_shard_that_lies_is_not_believed_until_another_process_says_the_same(single: Shards) -> None:
+    rows = make_rows(single.spec, 2)
+    with closing(single.meet()) as dispatcher:
+        lies = threading.Event()
+
+        def lie(_: ExpertBatch, y_RD: Tensor) -> Tensor:
+            lies.set() if single.copies[1, 0].num_batches > 1 else None
+            return torch.full_like(y_RD, float("nan"))
+
+        single.copies[1, 0].answer = lie
+        combined = Worker(lambda: run_layer(dispatcher, 2, rows))
+        assert lies.wait(5)
+        assert combined.is_alive()
+        single.kill(1)
+        single.start(1)
+        assert same_bits(combined.result(), expected(single.spec, 2, rows))
+        assert not dispatcher.recovery.trusts_everyone
+
+
 def test_rows_that_are_not_finite_accuse_nobody(pair: Shards) -> None:
     x_TD, ids_TK, weights_TK = make_rows(pair.spec, 2)
     x_TD[0, 0] = float("nan")

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from moonshard.errors import Unavailable
 from moonshard.v1 import inference_pb2 as pb
 from moonshard_cluster.client import Client
 from moonshard_cluster.local.plan import plan_cell
@@ -111,7 +112,7 @@ class CommandLineCell:
         """The process once it has joined and the cell is ready."""
         deadline = time.monotonic() + timeout_s
         while True:
-            with Client(self.router_address) as client, suppress(KeyError):
+            with Client(self.router_address) as client, suppress(KeyError, Unavailable):
                 if client.status().ready:
                     return self.member(name)
             assert time.monotonic() < deadline, f"{name} is not back:\n{self.output}"

@@ -28,7 +28,7 @@ def traces() -> set[str]:
 @pytest.mark.parametrize(
     ("victim", "shape"),
     [
-        ("router", []),
+        ("router", ["--no-restart"]),
         ("attention-0", ["--no-restart"]),
         ("expert-7", ["--no-restart"]),
         ("expert-3", ["--transport", "all_to_all", "--attention", "2"]),
@@ -70,6 +70,27 @@ def test_requests_outlive_a_worker(victim: str, shape: list[str], up: Callable[.
         assert cell.await_member(victim, END_S).pid != killed.pid
         assert greedy(client, prompts[0], NEW_TOKENS) == undisturbed[0]
     assert re.search(rf"{victim} \(pid {killed.pid}\) was killed by SIGKILL; starting it again", cell.output)
+    cell.interrupt()
+    assert cell.finish(END_S) == 0
+    assert cell.wait_gone(END_S) == []
+
+
+def test_workers_outlive_the_router(up: Callable[..., CommandLineCell]) -> None:
+    cell = up("--attention", "2")
+    workers = {name: cell.member(name).pid for name in ("attention-0", "attention-1", "expert-0", "expert-7")}
+    with Client(cell.router_address) as client:
+        undisturbed = greedy(client, [40, 50, 60], NEW_TOKENS)
+        sampling = pb.SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)
+        answer = client.generate(pb.GenerateRequest(text="a", sampling=sampling), timeout_s=60)
+        next(answer)
+        killed = cell.member("router")
+        killed.kill()
+        with pytest.raises(Unavailable):
+            list(answer)
+    assert cell.await_member("router", END_S).pid != killed.pid
+    assert {name: cell.member(name).pid for name in workers} == workers, "nobody loads its weights again"
+    with Client(cell.router_address) as client:
+        assert greedy(client, [40, 50, 60], NEW_TOKENS) == undisturbed
     cell.interrupt()
     assert cell.finish(END_S) == 0
     assert cell.wait_gone(END_S) == []

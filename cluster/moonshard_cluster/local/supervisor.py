@@ -138,9 +138,9 @@ class LocalCluster:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         multiprocessing.get_context("forkserver").set_forkserver_preload(["moonshard_cluster.local.preload"])
         config = self.config
-        log_path = self.log_dir / "router.log"
-        self.children.append(Child("router", RouterProcess(self._config_path, log_path), log_path))
+        self.children.append(self._start_router())
         self.router_address = self._await_router()
+        self._pin_port()
         names = [("attention", rank) for rank in range(config.num_attention)]
         names += [("expert", rank) for rank in range(config.num_shards * config.num_replicas)]
         self.children += [self._start_worker(role, rank) for role, rank in names]
@@ -164,7 +164,7 @@ class LocalCluster:
         """
         while not _is_readable(self._end_of_watch):
             for death in self.wait(self._until_due_s()):
-                pause_s = None if death.name == "router" else self._restarts.died(death.name, time.monotonic())
+                pause_s = self._restarts.died(death.name, time.monotonic())
                 if pause_s is None:
                     return [death]
                 told(f"{death.brief()}; starting it again{f' in {pause_s:g} s' if pause_s else ''}")
@@ -190,8 +190,18 @@ class LocalCluster:
     def _start_again(self, name: str) -> Child:
         if name in self._adopted:
             return self._adopted[name]()
-        role, rank = name.split("-")
-        return self._start_worker(role, int(rank))
+        role, _, rank = name.partition("-")
+        return self._start_worker(role, int(rank)) if rank else self._start_router()
+
+    def _pin_port(self) -> None:
+        """A router that is started again listens where the workers and the clients look for it."""
+        port = int(self.router_address.rpartition(":")[2])
+        self.config = self.config.model_copy(update={"router": self.config.router.model_copy(update={"port": port})})
+        self._config_path.write_text(self.config.model_dump_json())
+
+    def _start_router(self) -> Child:
+        log_path = self.log_dir / "router.log"
+        return Child("router", RouterProcess(self._config_path, log_path), log_path)
 
     def _start_worker(self, role: str, rank: int) -> Child:
         log_path = self.log_dir / f"{role}-{rank}.log"

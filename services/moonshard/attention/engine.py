@@ -65,6 +65,12 @@ class Engine:
         for request_id in request_ids:
             self.scheduler.remove(request_id)
 
+    def forget_everything(self) -> None:
+        """As for a router that knows nothing of this worker: no sequence, no cached block, nothing admitted."""
+        self.abort(self.scheduler.running_ids)
+        self.scheduler.tables.flush()
+        self.num_admitted = 0
+
     def plan(self) -> StepPlan:
         return self.scheduler.schedule()
 

@@ -61,7 +61,7 @@ def follow_members(worker: Worker, dispatcher: LinkDispatcher, members: pb.Membe
     worker.inbox.on_members = tell
     tell(_newer(worker, members))
     worker.lifetime.on_stop.append(lambda: dispatcher.give_up(f"the worker stops: {worker.lifetime.reason}"))
-    worker.health.readiness = lambda: "lost the router" if worker.link.lost.is_set() else missing_shards(dispatcher)
+    worker.health.readiness = lambda: missing_shards(dispatcher) if worker.link.is_connected else "lost the router"
     register_failover_metrics(worker.registry, worker.model_name, worker.rank, dispatcher.recovery)
     dispatcher.recovery.tell = lambda suspicion: worker.link.send(suspicion_message(suspicion))
 

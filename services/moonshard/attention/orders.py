@@ -17,6 +17,8 @@ def obey(engine: Engine, grammars: GrammarEngine, messages: Iterable[pb.RouterMe
             case "admit":
                 outputs += [o for s in message.admit.sequences for o in _admit(engine, grammars, s)]
             case "abort":
+                if message.abort.all:
+                    engine.forget_everything()
                 engine.abort(message.abort.request_ids)
             case "flush_cache":
                 engine.scheduler.tables.flush()

@@ -29,6 +29,10 @@ class Scheduler:
         self._running: dict[str, Sequence] = {}
 
     @property
+    def running_ids(self) -> list[str]:
+        return list(self._running)
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 

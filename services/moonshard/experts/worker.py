@@ -127,7 +127,7 @@ def load_message(counters: LoadCounters, window: LoadWindow | None) -> pb.Worker
 
 def _say_ready(worker: Worker, address: str) -> None:
     worker.link.send(pb.WorkerMessage(ready=pb.Ready(data_address=address)))
-    worker.health.readiness = lambda: "lost the router" if worker.link.lost.is_set() else ""
+    worker.health.readiness = lambda: "" if worker.link.is_connected else "lost the router"
 
 
 def _loop(worker: Worker, shard: Shard, endpoint: Endpoint, metrics: ExpertMetrics) -> None:

@@ -204,7 +204,7 @@ class Cell:
         suspect = WorkerId(Role.EXPERT, rank)
         logger.warning("%s suspects %s: %s", accuser, suspect, suspicion.reason)
         if suspicion.is_wrong:
-            self._connections.cut(suspect)
+            self._connections.send(suspect, pb.RouterMessage(shutdown=pb.Shutdown(reason=suspicion.reason)))
 
     def _commit(self, membership: Membership, outgoing: Iterable[Outgoing]) -> None:
         self.membership = membership

@@ -37,10 +37,6 @@ class Connection:
         self._outbox.append(message)
         self._changed.set()
 
-    def cut(self) -> None:
-        """Break the stream."""
-        self._cut()
-
     def end(self) -> None:
         """End the stream after what is in the outbox."""
         self._ended = True
@@ -83,11 +79,6 @@ class Connections:
 
     def abort(self, rank: int, sequence_ids: Sequence[str]) -> None:
         self.send(WorkerId(Role.ATTENTION, rank), pb.RouterMessage(abort=pb.Abort(request_ids=sequence_ids)))
-
-    def cut(self, worker_id: WorkerId) -> None:
-        """Break a worker's stream, which ends the worker."""
-        if connection := self._open.get(worker_id):
-            connection.cut()
 
     def shut_down(self, reason: str) -> None:
         """Ask every worker to end."""

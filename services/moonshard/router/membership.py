@@ -68,7 +68,10 @@ class Vitals:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A joined worker. experts: logical experts of a shard, empty for an attention worker."""
+    """A joined worker. experts: logical experts of a shard, empty for an attention worker.
+
+    epoch: the last it heard of, from a router before this one.
+    """
 
     id: WorkerId
     pid: int
@@ -76,6 +79,7 @@ class Worker:
     metrics_address: str
     experts: range
     checkpoint_id: str
+    epoch: int = 0
     state: WorkerState = WorkerState.LOADING
     data_address: str = ""
     credits: Credits | None = None
@@ -128,7 +132,7 @@ class Membership:
     def join(self, worker: Worker) -> tuple["Membership", list[Outgoing]]:
         """Raises ConfigError when the worker does not belong here."""
         self._check_joining(worker)
-        state = self._with(worker)
+        state = replace(self._with(worker), epoch=max(self.epoch, worker.epoch + 1 if worker.epoch else 0))
         messages = [Outgoing(worker.id, Welcome(state.epoch))]
         if worker.id.role is Role.ATTENTION and state.coverage.complete:
             messages.append(Outgoing(worker.id, state._members()))

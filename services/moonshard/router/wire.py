@@ -27,6 +27,7 @@ def worker_from_join(join: pb.Join) -> Worker:
         metrics_address=join.metrics_address,
         experts=range(join.first_expert, join.end_expert),
         checkpoint_id=join.checkpoint_id,
+        epoch=join.epoch,
     )
 
 

@@ -46,6 +46,7 @@ class RouterLink:
     """One open control stream. Built by `connect`.
 
     welcome: the router's answer to the join. lost: set when the stream is over for whatever cause, `reason` says why.
+    is_cut: the connection broke, nobody ended the stream.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class RouterLink:
         self.welcome = pb.Welcome()
         self.lost = threading.Event()
         self.reason = ""
+        self.is_cut = False
         self._notify = notify
         self._channel = channel
         self._closing = threading.Event()
@@ -179,6 +181,7 @@ class RouterLink:
         except queue.Full:
             self._lose(f"this worker does not read: {MAX_PENDING} messages are waiting")
         except grpc.RpcError as error:
+            self.is_cut = error.code() is grpc.StatusCode.UNAVAILABLE
             self._lose(_describe(error))
 
     def _lose(self, reason: str) -> None:

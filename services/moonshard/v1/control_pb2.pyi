@@ -221,6 +221,7 @@ class Join(_message.Message):
     FIRST_EXPERT_FIELD_NUMBER: _builtins.int
     END_EXPERT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     rank: _builtins.int
     """0.. within the role; of an expert worker: shard + num_shards * replica"""
@@ -233,6 +234,8 @@ class Join(_message.Message):
     end_expert: _builtins.int
     checkpoint_id: _builtins.str
     """fingerprint of config.json; all workers of a cell must agree"""
+    epoch: _builtins.int
+    """the last it heard of, from a router that is gone: the next must go beyond"""
     def __init__(
         self,
         *,
@@ -244,10 +247,11 @@ class Join(_message.Message):
         first_expert: _builtins.int = ...,
         end_expert: _builtins.int = ...,
         checkpoint_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "end_expert", b"end_expert", "first_expert", b"first_expert", "host", b"host", "metrics_address", b"metrics_address", "pid", b"pid", "rank", b"rank", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "end_expert", b"end_expert", "epoch", b"epoch", "first_expert", b"first_expert", "host", b"host", "metrics_address", b"metrics_address", "pid", b"pid", "rank", b"rank", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,16 +769,20 @@ class Abort(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """whatever there is; a worker tells itself so when it joins another router"""
     @_builtins.property
     def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         request_ids: _abc.Iterable[_builtins.str] | None = ...,
+        all: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_ids", b"request_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "request_ids", b"request_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

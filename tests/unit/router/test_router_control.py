@@ -224,6 +224,8 @@ def test_a_shard_whose_answers_are_wrong_is_sent_away_and_a_slow_one_is_not(tmp_
         async with ready_cell(small_config(tmp_path)) as cell:
             await cell.attention[0].send(suspicion=pb.Suspicion(shard=0, reason="slow"))
             await cell.attention[0].send(suspicion=pb.Suspicion(shard=1, reason="NaN", is_wrong=True))
+            assert (await cell.shards[1].next("shutdown")).reason == "NaN"
+            cell.shards[1].call.cancel()
             status = await cell.until(lambda status: not status.ready)
             assert [worker.rank for worker in status.workers if worker.role == pb.ROLE_EXPERT] == [0]
             await cell.attention[0].send(suspicion=pb.Suspicion(shard=1, reason="NaN", is_wrong=True))

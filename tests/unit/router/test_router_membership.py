@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,17 @@ def test_an_attention_worker_that_starts_anew_meets_the_shards_when_all_are_ther
     state, _ = state.join(_worker(SHARDS[2]))
     state, messages = _ready(state, SHARDS[2])
     assert _told(messages) == [(worker_id, 4, [0, 1, 2]) for worker_id in ATTENTION]
+
+
+def test_a_router_that_is_started_again_goes_beyond_the_epoch_its_workers_know() -> None:
+    state = Membership(TOPOLOGY, "c")
+    for worker_id, known in zip((*SHARDS, *ATTENTION), (3, 3, 3, 7, 7), strict=True):
+        state, messages = state.join(replace(_worker(worker_id), epoch=known))
+        if worker_id.role is Role.EXPERT:
+            state, _ = _ready(state, worker_id)
+        else:
+            assert _told(messages) == [(worker_id, 8, [0, 1, 2])]
+    assert state.epoch == 8
 
 
 def test_a_cell_without_attention_workers_is_not_ready() -> None:

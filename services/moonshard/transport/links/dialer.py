@@ -59,7 +59,8 @@ def _first_message(link: ShardLink, deadline: float, timeout_s: float) -> Messag
 
 
 def _welcome(link: ShardLink, spec: WireSpec, answer: Message) -> None:
-    link.max_rows = link.stream.record.max_rows = handshake.read_answer(answer)
+    link.max_rows, link.instance = handshake.read_answer(answer)
+    link.stream.record.max_rows = link.max_rows
     link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.reply_bytes(spec, link.max_rows))
 
 
@@ -71,15 +72,15 @@ class Dialer:
         self._deliver = deliver
         self._attempts: dict[tuple[int, int], _Attempt] = {}
 
-    def dial(self, target: Target) -> None:
-        """Go on until it succeeds. An attempt at another address of the same copy ends."""
+    def dial(self, target: Target, after_s: float = 0.0) -> None:
+        """Go on until it succeeds, from after_s seconds on. An attempt at another address of the same copy ends."""
         key = target.shard, target.replica
         attempt = self._attempts.get(key)
         if attempt and attempt.target == target and attempt.thread.is_alive() and not attempt.over.is_set():
             return
         self.forget(*key)
         self._attempts[key] = attempt = _Attempt(target)
-        attempt.thread = threading.Thread(target=self._try, args=(attempt,), name=f"dial-{key}", daemon=True)
+        attempt.thread = threading.Thread(target=self._try, args=(attempt, after_s), name=f"dial-{key}", daemon=True)
         attempt.thread.start()
 
     def forget(self, shard: int, replica: int) -> None:
@@ -90,7 +91,8 @@ class Dialer:
         for key in list(self._attempts):
             self.forget(*key)
 
-    def _try(self, attempt: "_Attempt") -> None:
+    def _try(self, attempt: "_Attempt", after_s: float) -> None:
+        attempt.over.wait(after_s)
         pause_s = _FIRST_PAUSE_S
         while not attempt.over.is_set():
             try:

@@ -33,6 +33,7 @@ from moonshard.transport.wire import Kind
 
 # A native wait cannot be told that a worker should stop, or that a shard is back: Python takes over after this long.
 _NATIVE_WAIT_S = 1.0
+_TO_LEAVE_S = 0.25  # for a process that was found wrong, before it is dialled again
 _LOOK_AROUND_STEPS = 16  # how often spares are looked after while all goes well
 
 
@@ -405,15 +406,15 @@ class LinkDispatcher:
             link.stream.record.waited_ns += int((time.monotonic() - self._wait_started) * 1e9)
 
     def _doubt(self, link: ShardLink, handle: LinkHandle, sums: Tensor) -> None:
-        """Raise ProtocolMismatch for sums of finite rows that are not finite; a second computation is believed."""
+        """Raise ProtocolMismatch for sums of finite rows that are not finite, unless two processes say the same."""
         if not self._patience.recovers or self.recovery.trusts_everyone or bool(sums.isfinite().all()):
             return
         if not handle.x_TD.isfinite().all():
             return
-        if link.shard in handle.doubted:
+        if handle.doubted.get(link.shard, link.instance) != link.instance:
             self.recovery.believe(f"{handle.where([link.shard])}: sums are not finite twice over")
             return
-        handle.doubted.add(link.shard)
+        handle.doubted[link.shard] = link.instance
         raise ProtocolMismatch(f"{handle.where([link.shard])}: sums of finite rows are not finite")
 
     def _lose(self, link: ShardLink, error: TransportError) -> None:
@@ -422,11 +423,12 @@ class LinkDispatcher:
             return
         self._calm = False
         words = link.last_words(error) if isinstance(error, PeerLost) else error
+        is_wrong = isinstance(words, ProtocolMismatch)
         if self._patience.recovers and not isinstance(words, PeerLost):
-            self._suspect(link, str(words), is_wrong=isinstance(words, ProtocolMismatch))
+            self._suspect(link, str(words), is_wrong)
         self._table.lose(link, words)
         if self._patience.recovers and (target := self._target_of(link)):
-            self._dialer.dial(target)
+            self._dialer.dial(target, _TO_LEAVE_S if is_wrong else 0.0)
 
     def _suspect(self, link: ShardLink, reason: str, is_wrong: bool) -> None:
         self.recovery.suspect(link.shard, link.replica, reason, is_wrong)

@@ -4,6 +4,7 @@ Shapes: R rows of a batch, D hidden size, K experts per token.
 """
 
 import logging
+import secrets
 import select
 import time
 from collections import deque
@@ -40,6 +41,7 @@ class LinkEndpoint:
         """Listen on `address`. max_rows: rows of a message and of a merged batch. timeout_s: limit for a handshake."""
         self.spec = spec
         self.shard = shard
+        self._instance = secrets.token_hex(8)
         self.stats = TransportStats()
         self._max_rows = max_rows
         self._timeout_s = timeout_s
@@ -203,7 +205,7 @@ class LinkEndpoint:
         link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.dispatch_bytes(self.spec, self._max_rows))
         for totals in (self.stats.sent_bytes, self.stats.received_bytes, self.stats.wait_s):
             totals.extend([0] * (source + 1 - len(totals)))
-        link.stream.send(*handshake.welcome(self._max_rows))
+        link.stream.send(*handshake.welcome(self._max_rows, self._instance))
         _log.info("%s joined", link.name)
 
     def _turn_away(self, link: SourceLink, error: ProtocolMismatch) -> None:

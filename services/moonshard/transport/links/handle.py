@@ -18,8 +18,8 @@ from moonshard.transport.wire import Kind
 class LinkHandle:
     """Owns the rows until combine is done, so that they can be sent again.
 
-    By shard: carriers, the links that took its rows; asked_s, when the last of them did; doubted, whose sums were not
-    finite and asked for anew. disturbed: a shard was lost or slow.
+    By shard: carriers, the links that took its rows; asked_s, when the last of them did; doubted, the instance whose
+    sums were not finite, so that they were asked for anew. disturbed: a shard was lost or slow.
     """
 
     step: int
@@ -32,7 +32,7 @@ class LinkHandle:
     sums: dict[int, Tensor] = field(default_factory=dict)
     carriers: dict[int, list["ShardLink"]] = field(default_factory=dict)
     asked_s: dict[int, float] = field(default_factory=dict)
-    doubted: set[int] = field(default_factory=set)
+    doubted: dict[int, str] = field(default_factory=dict)
     disturbed: bool = False
     abandoned: bool = False
 
@@ -58,6 +58,7 @@ class ShardLink:
         self.shard = shard
         self.replica = replica
         self.address = ""
+        self.instance = ""
         self.stream = stream
         self.max_rows = 0
         self.pending: dict[tuple[int, int], deque[LinkHandle]] = {}

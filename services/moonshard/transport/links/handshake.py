@@ -33,12 +33,15 @@ def read_hello(message: Message, spec: WireSpec, shard: int) -> Hello:
     return Hello(header.source)
 
 
-def welcome(max_rows: int) -> tuple[bytes, bytes]:
-    return wire.control(Kind.WELCOME, wire.pack_json({"max_rows": max_rows}))
+def welcome(max_rows: int, instance: str) -> tuple[bytes, bytes]:
+    return wire.control(Kind.WELCOME, wire.pack_json({"max_rows": max_rows, "instance": instance}))
 
 
-def read_answer(message: Message) -> int:
-    """max_rows of a WELCOME. Raises ProtocolMismatch with the shard's words when it refused."""
+def read_answer(message: Message) -> tuple[int, str]:
+    """max_rows and instance of a WELCOME; a process that is started again is another instance.
+
+    Raises ProtocolMismatch with the shard's words when it refused.
+    """
     header, payload = message
     if header.kind in (Kind.REFUSE, Kind.ERROR):
         raise ProtocolMismatch(f"refused: {text(payload)}")
@@ -47,7 +50,7 @@ def read_answer(message: Message) -> int:
     if not isinstance(fields, dict) or not isinstance(fields.get("max_rows"), int):
         raise ProtocolMismatch(f"handshake: max_rows: expected a number, got {fields!r}")
     max_rows: int = fields["max_rows"]
-    return max_rows
+    return max_rows, str(fields.get("instance", ""))
 
 
 def text(payload: wire.Bytes) -> str:
