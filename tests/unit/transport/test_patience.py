@@ -1,0 +1,28 @@
+"""When a shard counts as slow."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moonshard.transport.links.patience import Patience, WaitWindow, hedge_after
+
+PATIENCE = Patience(reply_s=10.0, failover_s=60.0, hedge_s=0.25)
+
+
+def test_short_waits_do_not_make_a_dispatcher_nervous() -> None:
+    assert hedge_after([0.001] * 256, PATIENCE) == 0.25
+
+
+def test_long_waits_that_are_usual_are_not_slow() -> None:
+    assert hedge_after(sorted([0.01] * 240 + [0.5] * 16), PATIENCE) == 2.0
+
+
+def test_one_outlier_of_many_does_not_count() -> None:
+    assert hedge_after(sorted([0.01] * 255 + [9.0]), PATIENCE) == 0.25
+
+
+@given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=600))
+def test_it_stays_within_the_limits(waits_s: list[float]) -> None:
+    window = WaitWindow(PATIENCE)
+    for wait_s in waits_s:
+        window.add(wait_s)
+        assert PATIENCE.hedge_s <= window.hedge_s <= PATIENCE.reply_s
