@@ -5,7 +5,6 @@ Shapes: T rows of a step, R rows that go to one shard, D hidden size, K experts 
 
 import math
 import os
-import select
 import threading
 import time
 from collections.abc import Sequence
@@ -13,27 +12,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moonshard.errors import PeerLost, ProtocolMismatch, TransportError, TransportTimeout
+from moonshard.errors import PeerLost, TransportError, TransportTimeout
 from moonshard.kernels import links as kernel_links
 from moonshard.kernels.links import NOT_TAKEN, State, Status
-from moonshard.transport import wire
 from moonshard.transport.contract import TransportStats, WireSpec, sum_in_shard_order
-from moonshard.transport.links import handshake
 from moonshard.transport.links.courier import Courier
-from moonshard.transport.links.dialer import Dialer, Target, open_link
+from moonshard.transport.links.dialer import Target
 from moonshard.transport.links.handle import LinkHandle, ShardLink
-from moonshard.transport.links.news import News
 from moonshard.transport.links.patience import Patience, WaitWindow
-from moonshard.transport.links.recovery import Recovery
-from moonshard.transport.links.sender import RowSender
+from moonshard.transport.links.sender import route
+from moonshard.transport.links.shard_links import ShardLinks
 from moonshard.transport.links.stats import LinkStats
-from moonshard.transport.links.stream import Message
-from moonshard.transport.links.table import LinkTable
-from moonshard.transport.wire import Kind
 
 # A native wait cannot be told that a worker should stop, or that a shard is back: Python takes over after this long.
 _NATIVE_WAIT_S = 1.0
-_TO_LEAVE_S = 0.25  # for a process that was found wrong, before it is dialled again
 _LOOK_AROUND_STEPS = 16  # how often spares are looked after while all goes well
 
 
@@ -61,27 +53,22 @@ class LinkDispatcher:
         assert len(addresses) == spec.num_shards, f"{len(addresses)} addresses for {spec.num_shards} shards"
         self.spec = spec
         self.source = source
-        self.recovery = Recovery()
-        self._sender = RowSender(spec, source)
         self._patience = patience or Patience(reply_s=timeout_s)
         self._waits = WaitWindow(self._patience)
-        self._table = LinkTable()
-        self.stats: TransportStats = LinkStats(self._table.records)
         self._timeout_s = timeout_s
         self._step = -1
         self._woken = threading.Event()
-        self._news = News()
-        self._table.poll.register(self._news, select.POLLIN)
-        self._dialer = Dialer(spec, source, timeout_s, self._delivered)
-        targets = [it if isinstance(it, Target) else Target(shard, 0, it) for shard, it in enumerate(addresses)]
-        self._targets = {(target.shard, target.replica): target for target in targets}
-        self._wait_started: float | None = None
+        self._links = ShardLinks(spec, source, self._patience, timeout_s, self._woken.set)
+        self._table, self.recovery = self._links.table, self._links.recovery
+        self.stats: TransportStats = LinkStats(self._table.records)
         self._courier: Courier | None = None
         self._courier_version = -1
         self._carried: LinkHandle | None = None
-        self._calm = False
         try:
-            self._connect()
+            self._links.connect(
+                [it if isinstance(it, Target) else Target(shard, 0, it) for shard, it in enumerate(addresses)]
+            )
+            self._is_calm()
         except BaseException:
             self.close()
             raise
@@ -93,14 +80,14 @@ class LinkDispatcher:
 
     def begin_step(self, num_rows: int) -> None:
         self._step += 1
-        if self._news.waiting or (self._table.has_spares and self._step % _LOOK_AROUND_STEPS == 0):
+        if self._links.news.waiting or (self._table.has_spares and self._step % _LOOK_AROUND_STEPS == 0):
             self._look_around()
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> LinkHandle:
         handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK)
         if not (self._is_calm() and self._courier and self._carry(self._courier, handle)):
             self._take_over()
-            self._calm = False
+            self._links.calm = False
             self._dispatch(handle)
         self.stats.num_dispatches += 1
         self.stats.num_rows += x_TD.shape[0]
@@ -137,37 +124,34 @@ class LinkDispatcher:
 
         Links to copies that are not among them end.
         """
-        self._news.tell_members(epoch, targets)
+        self._links.news.tell_members(epoch, targets)
         self._woken.set()
 
     def give_up(self, reason: str) -> None:
         """End the waits for shards: `combine` raises PeerLost. From any thread."""
-        self._news.tell_end(reason)
+        self._links.news.tell_end(reason)
         self._woken.set()
 
     def close(self) -> None:
         self._courier = None
-        self._dialer.close()
-        for link in self._table:
-            link.stream.close()
-        self._news.close()
+        self._links.close()
         self._woken.set()
 
     def _look_around(self) -> None:
         """What has come of itself. Replies that a native call waits for are not to be read here."""
         if self._carried is None:
-            self._pump(0.0)
+            self._links.pump(0.0)
 
     def _is_calm(self) -> bool:
         """Whether nothing is on its way and no link is lost: the native calls' case."""
-        if not self._calm:
-            self._calm = not any(
+        if not self._links.calm:
+            self._links.calm = not any(
                 link.error or link.pending or link.stream.unsent or link.stream.record.filled
                 for link in self._table.current
             )
-            if self._calm and self._courier_version != self._table.version:
+            if self._links.calm and self._courier_version != self._table.version:
                 self._hire()
-        return self._calm and self._carried is None
+        return self._links.calm and self._carried is None
 
     def _hire(self) -> None:
         """A courier for the links that are in use now."""
@@ -193,7 +177,7 @@ class LinkDispatcher:
 
     def _ask_all_again(self, handle: LinkHandle, started: float) -> Tensor:
         """The native call added the sums, so whose they were must be found out."""
-        self._carried, self._calm = None, False
+        self._carried, self._links.calm = None, False
         self._dispatch(handle)
         return self._combine(handle, started)
 
@@ -217,8 +201,8 @@ class LinkDispatcher:
         handle, self._carried = self._carried, None
         if handle is None:
             return
-        self._calm = False
-        handle.routes = self._sender.route(handle)
+        self._links.calm = False
+        handle.routes = route(handle, self.spec)
         for shard in handle.routes:
             link = self._table.current[shard]
             record = link.stream.record
@@ -227,22 +211,18 @@ class LinkDispatcher:
             record.state = State.QUIET
             if broken == NOT_TAKEN:
                 where = handle.where([shard])
-                self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._room_s():g} s"))
+                self._links.lose(link, TransportTimeout(f"{where}: rows not taken within {self._room_s():g} s"))
             elif broken:
-                self._lose(link, PeerLost(f"the link broke while sending: {os.strerror(broken)}"))
+                self._links.lose(link, PeerLost(f"the link broke while sending: {os.strerror(broken)}"))
             else:
-                self._serve(link, 0)
+                self._links.serve(link, 0)
                 if cut and not link.error:
-                    self._lose(link, PeerLost("the other side closed the link"))
+                    self._links.lose(link, PeerLost("the other side closed the link"))
 
     def _dispatch(self, handle: LinkHandle) -> None:
-        handle.routes = self._sender.route(handle)
-        self._send_rows([self._table.current[shard] for shard in handle.routes], handle)
+        handle.routes = route(handle, self.spec)
+        self._links.send([self._table.current[shard] for shard in handle.routes], handle)
         self._send_the_rest(handle)
-
-    def _send_rows(self, links: Sequence[ShardLink], handle: LinkHandle) -> None:
-        for link, error in self._sender.send(links, handle):
-            self._lose(link, error)
 
     def _send_the_rest(self, handle: LinkHandle) -> None:
         """Wait for room in full sockets, taking replies meanwhile: a shard that is sending to us makes no room."""
@@ -251,22 +231,22 @@ class LinkDispatcher:
             self._check_end(handle, [link.shard for link in unsent])
             for link in unsent:
                 self._table.watch_for_room(link)
-            if not self._pump(deadline):
+            if not self._links.pump(deadline):
                 for link in unsent:
                     where = handle.where([link.shard])
-                    self._lose(link, TransportTimeout(f"{where}: rows not taken within {self._room_s():g} s"))
+                    self._links.lose(link, TransportTimeout(f"{where}: rows not taken within {self._room_s():g} s"))
 
     def _combine(self, handle: LinkHandle, started: float) -> Tensor:
-        self._wait_started = started
+        self._links.wait_started = started
         try:
             while missing := handle.missing:
                 looks = [self._see_to(handle, shard, started) for shard in missing]
-                self._pump(min(looks))
+                self._links.pump(min(looks))
         except TransportError:
             handle.abandoned = True
             raise
         finally:
-            self._wait_started = None
+            self._links.wait_started = None
         self.recovery.combined(handle, time.monotonic() - started)
         return self._sum(handle)
 
@@ -286,8 +266,8 @@ class LinkDispatcher:
         return asked_s + (self._waits.hedge_s if spare else self._patience.reply_s)
 
     def _check_end(self, handle: LinkHandle, shards: Sequence[int]) -> None:
-        if self._news.end:
-            raise PeerLost(f"{handle.where(shards)}: {self._news.end}")
+        if self._links.news.end:
+            raise PeerLost(f"{handle.where(shards)}: {self._links.news.end}")
 
     def _see_to_lost(self, handle: LinkHandle, shard: int, started: float) -> float:
         link, now = self._table.current[shard], time.monotonic()
@@ -304,7 +284,7 @@ class LinkDispatcher:
         self.recovery.num_hedges += 1
         handle.disturbed = True
         for link in slow:
-            self._suspect(
+            self._links.suspect(
                 link, f"no answer for layer {handle.layer} within {self._waits.hedge_s:.3f} s", is_wrong=False
             )
         if self._table.current[spare.shard] in slow:
@@ -312,7 +292,7 @@ class LinkDispatcher:
         return self._send_again(handle, spare)
 
     def _send_again(self, handle: LinkHandle, link: ShardLink) -> float:
-        self._send_rows([link], handle)
+        self._links.send([link], handle)
         if not link.error:
             self._table.watch_for_room(link)
         return time.monotonic()
@@ -323,115 +303,8 @@ class LinkDispatcher:
             missing = handle.missing
             raise TransportTimeout(f"{handle.where(missing)}: no reply within {self._patience.reply_s:g} s")
         for link in carriers:
-            self._lose(link, TransportTimeout(words))
+            self._links.lose(link, TransportTimeout(words))
         return time.monotonic()
-
-    def _connect(self) -> None:
-        deadline = time.monotonic() + self._timeout_s
-        for target in self._targets.values():
-            self._table.add(open_link(self.spec, self.source, target, max(0.001, deadline - time.monotonic())))
-        self._is_calm()
-
-    def _delivered(self, link: ShardLink) -> None:
-        """From a dialer's thread."""
-        self._news.tell_link(link)
-        self._woken.set()
-
-    def _take_news(self) -> None:
-        self._news.silence()
-        if targets := self._news.members():
-            self._targets = {(target.shard, target.replica): target for target in targets}
-            for link in self._table:
-                if self._target_of(link) is None:
-                    self._lose(link, PeerLost("the router has committed its loss"))
-            self._dial_absent()
-        for link in self._news.links():
-            if self._target_of(link) is None or any(it.is_copy(link) for it in self._table):
-                link.stream.close()
-            else:
-                self._calm = False
-                self._table.add(link)
-
-    def _target_of(self, link: ShardLink) -> Target | None:
-        target = self._targets.get((link.shard, link.replica))
-        return target if target and target.address == link.address else None
-
-    def _dial_absent(self) -> None:
-        present = {(link.shard, link.replica) for link in self._table}
-        for key, target in self._targets.items():
-            if key not in present:
-                self._dialer.dial(target)
-
-    def _pump(self, deadline: float) -> bool:
-        """Wait until something happens on a link and handle it. False when the deadline passed first."""
-        remaining_ms = max(0, math.ceil((deadline - time.monotonic()) * 1000))
-        events = self._table.poll.poll(remaining_ms)
-        for fd, event in events:
-            if link := self._table.of_descriptor(fd):
-                self._serve(link, event)
-            elif fd == self._news.fileno():
-                self._take_news()
-        return bool(events)
-
-    def _serve(self, link: ShardLink, event: int) -> None:
-        try:
-            messages = link.stream.receive() if event & ~select.POLLOUT else link.stream.messages()
-            for message in messages:
-                self._accept(link, message)
-            if event & select.POLLOUT:
-                link.stream.flush()
-                self._table.watch_for_room(link)
-        except TransportError as error:
-            self._lose(link, error)
-
-    def _accept(self, link: ShardLink, message: Message) -> None:
-        header, payload = message
-        if header.kind is Kind.ERROR:
-            raise ProtocolMismatch(f"the shard closed the link: {handshake.text(payload)}")
-        wire.expect("reply", "kind", Kind.REPLY.name, header.kind.name)
-        self._accept_reply(link, header, payload)
-
-    def _accept_reply(self, link: ShardLink, header: wire.Header, payload: wire.Bytes) -> None:
-        handle = link.take_pending(header.step, header.layer)
-        num_rows = handle.num_rows_of(link.shard)
-        expected = wire.reply_header(self.spec, link.shard, handle.step, handle.layer, num_rows)
-        wire.check_header("reply", expected, header)
-        sums = wire.bytes_to_rows(payload, self.spec, num_rows)
-        link.stream.record.received_bytes += wire.HEADER_BYTES + header.payload_bytes
-        if link.shard in handle.sums:
-            return  # another copy was quicker
-        self._doubt(link, handle, sums)
-        handle.sums[link.shard] = sums
-        if self._wait_started is not None and not handle.abandoned:
-            link.stream.record.waited_ns += int((time.monotonic() - self._wait_started) * 1e9)
-
-    def _doubt(self, link: ShardLink, handle: LinkHandle, sums: Tensor) -> None:
-        """Raise ProtocolMismatch for sums of finite rows that are not finite, unless two processes say the same."""
-        if not self._patience.recovers or self.recovery.trusts_everyone or bool(sums.isfinite().all()):
-            return
-        if not handle.x_TD.isfinite().all():
-            return
-        if handle.doubted.get(link.shard, link.instance) != link.instance:
-            self.recovery.believe(f"{handle.where([link.shard])}: sums are not finite twice over")
-            return
-        handle.doubted[link.shard] = link.instance
-        raise ProtocolMismatch(f"{handle.where([link.shard])}: sums of finite rows are not finite")
-
-    def _lose(self, link: ShardLink, error: TransportError) -> None:
-        """Close one link; `combine` sends its rows elsewhere, or says so in the shard's last words if there are any."""
-        if link.error:
-            return
-        self._calm = False
-        words = link.last_words(error) if isinstance(error, PeerLost) else error
-        is_wrong = isinstance(words, ProtocolMismatch)
-        if self._patience.recovers and not isinstance(words, PeerLost):
-            self._suspect(link, str(words), is_wrong)
-        self._table.lose(link, words)
-        if self._patience.recovers and (target := self._target_of(link)):
-            self._dialer.dial(target, _TO_LEAVE_S if is_wrong else 0.0)
-
-    def _suspect(self, link: ShardLink, reason: str, is_wrong: bool) -> None:
-        self.recovery.suspect(link.shard, link.replica, reason, is_wrong)
 
     def _sum(self, handle: LinkHandle) -> Tensor:
         parts = [

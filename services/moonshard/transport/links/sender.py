@@ -16,15 +16,16 @@ from moonshard.transport.links.handle import LinkHandle, ShardLink
 from moonshard.transport.links.routing import ShardRows, split_by_shard
 
 
+def route(handle: LinkHandle, spec: WireSpec) -> dict[int, ShardRows]:
+    # CUDA rows take the copies here and below (`.cpu()`); this has never run on a CUDA device.
+    ids_TK = handle.topk_ids_TK.to("cpu", torch.int32).contiguous().numpy()
+    return {rows.shard: rows for rows in split_by_shard(ids_TK, spec)}
+
+
 class RowSender:
     def __init__(self, spec: WireSpec, source: int) -> None:
         self._spec = spec
         self._source = source
-
-    def route(self, handle: LinkHandle) -> dict[int, ShardRows]:
-        # CUDA rows take the copies here and below (`.cpu()`); this has never run on a CUDA device.
-        ids_TK = handle.topk_ids_TK.to("cpu", torch.int32).contiguous().numpy()
-        return {route.shard: route for route in split_by_shard(ids_TK, self._spec)}
 
     def send(self, links: Sequence[ShardLink], handle: LinkHandle) -> list[tuple[ShardLink, PeerLost]]:
         """To each link that is up the rows its shard serves; the links that broke over it."""
