@@ -2,9 +2,11 @@
 
 import json
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tests.integration.cells import greedy
 from tests.integration.chart_pods import Pods, running_pods
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8 as loopback")
-READY_S = 60.0
+READY_S, STREAMS = 60.0, 4
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,34 @@ def test_a_deleted_shard_comes_back_and_only_then_the_cell_is_ready(pods: Pods) 
         pods.await_probe(pod, "readinessProbe", READY_S)
     with Client(pods.address("-router", 50051)) as client:
         assert len(greedy(client, [1, 2, 3], max_tokens=4)) == 4
+
+
+@pytest.mark.slow
+def test_workers_are_rolled_one_by_one_under_load_and_no_request_fails(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """As a changed image tag rolls StatefulSets: the highest number first, the next one when the last is ready."""
+    small = {"gateway": {"enabled": False}, "experts": {"shards": 2}, "attention": {"replicas": 2}}
+    documents = render(small, file=CHART / "ci" / "laptop-values.yaml")
+    with running_pods(documents, tiny_checkpoint, tmp_path) as pods, ThreadPoolExecutor(STREAMS) as pool:
+        for pod in pods.pods:
+            pods.await_probe(pod, "readinessProbe", READY_S)
+        with Client(pods.address("-router", 50051)) as client:
+            expected = greedy(client, [1, 2, 3], 24)
+            rolled = threading.Event()
+            streams = [pool.submit(_ask_until, rolled, client) for _ in range(STREAMS)]
+            try:
+                for pod in [*reversed(pods.of("expert")), *reversed(pods.of("attention"))]:
+                    pods.stop(pod)
+                    pods.start(pod)
+                    pods.await_probe(pod, "readinessProbe", READY_S)
+            finally:
+                rolled.set()
+            answers = [answer for stream in streams for answer in stream.result(READY_S)]
+    assert len(answers) > STREAMS
+    assert answers == [expected] * len(answers)
+
+
+def _ask_until(rolled: threading.Event, client: Client) -> list[list[int]]:
+    answers = []
+    while not rolled.is_set():
+        answers.append(greedy(client, [1, 2, 3], 24))
+    return answers
