@@ -28,3 +28,10 @@ def test_commands_that_only_ask_need_no_torch_either() -> None:
     done = run("status", "--router", "127.0.0.1:1")
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stderr
+
+
+def test_the_gateway_of_a_pod_needs_no_torch_either() -> None:
+    modules = "moonshard_cluster.chart.gateway, moonshard_cluster.local.gateway_program"
+    program = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED[:3]!r}))\nimport {modules}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
