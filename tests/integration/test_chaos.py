@@ -30,7 +30,6 @@ def test_a_shard_that_lies_and_one_that_stops_cost_nothing_but_time(up: Up) -> N
     for fault in (Fault.CORRUPT, Fault.STOP):
         report = suffers(cell, fault, "expert")
         assert report.passed, report
-    assert "starting it again" in cell.output, "who lies is sent away"
 
 
 @pytest.mark.slow
