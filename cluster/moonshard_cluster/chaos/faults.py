@@ -46,6 +46,13 @@ def victims(status: pb.GetStatusResponse) -> list[Victim]:
     ]
 
 
+def check_allowed(faults: Sequence[Fault], status: pb.GetStatusResponse) -> None:
+    """Raises ConfigError for a fault that this cell's shards would pass over: the verdict would be of nothing."""
+    for fault in faults:
+        if fault in SHARDS_ONLY and not status.fault_hooks_s:
+            raise ConfigError("faults", f"{fault.value!r} needs a cell started with --fault-hooks SECONDS")
+
+
 def choose(fault: Fault, target: str, found: Sequence[Victim], rng: random.Random) -> Victim | None:
     """target: a name, "expert", "attention" or "any". None when nobody of the sort is there now."""
     if fault in SHARDS_ONLY and target.startswith("attention"):

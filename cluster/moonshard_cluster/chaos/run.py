@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moonshard.errors import Unavailable
-from moonshard_cluster.chaos.faults import Fault, Victim, choose, inject, victims
+from moonshard_cluster.chaos.faults import Fault, Victim, check_allowed, choose, inject, victims
 from moonshard_cluster.chaos.streams import run_once, run_until
 from moonshard_cluster.chaos.verdict import Report, judge
 from moonshard_cluster.client import Client
@@ -34,7 +34,9 @@ class Experiment:
 
 
 def run_experiment(client: Client, experiment: Experiment, told: Callable[[str], None]) -> Report:
-    """Raises Unavailable when the undisturbed run fails, or the cell is not ready within recovery_s."""
+    """Raises Unavailable when the undisturbed run fails, or the cell is not ready within recovery_s; ConfigError for a
+    fault that the cell would not notice."""
+    check_allowed(experiment.faults, client.status())
     await_ready(client, experiment.recovery_s)
     told(f"undisturbed: {experiment.num_streams} streams of {experiment.max_tokens} tokens")
     load = experiment.num_streams, experiment.max_tokens, experiment.timeout_s

@@ -62,6 +62,7 @@ class ClusterService(ClusterServicer):
             num_attention=self._config.num_attention,
             num_replicas=self._config.num_replicas,
             transport=self._config.transport,
+            fault_hooks_s=self._config.experts.fault_hooks_s,
         )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:

@@ -1027,6 +1027,7 @@ class GetStatusResponse(_message.Message):
     NUM_ATTENTION_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
     NUM_REPLICAS_FIELD_NUMBER: _builtins.int
+    FAULT_HOOKS_S_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     epoch: _builtins.int
     ready: _builtins.bool
@@ -1040,6 +1041,8 @@ class GetStatusResponse(_message.Message):
     transport: _builtins.str
     num_replicas: _builtins.int
     """copies of each shard, configured"""
+    fault_hooks_s: _builtins.float
+    """how long shards obey the faults of `moonshard chaos`, configured; 0 is never"""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]:
         """the router itself included"""
@@ -1061,10 +1064,11 @@ class GetStatusResponse(_message.Message):
         num_attention: _builtins.int = ...,
         transport: _builtins.str = ...,
         num_replicas: _builtins.int = ...,
+        fault_hooks_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "epoch", b"epoch", "model_name", b"model_name", "num_attention", b"num_attention", "num_replicas", b"num_replicas", "num_running", b"num_running", "num_shards", b"num_shards", "num_waiting", b"num_waiting", "ready", b"ready", "tokens_per_second", b"tokens_per_second", "transport", b"transport", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "epoch", b"epoch", "fault_hooks_s", b"fault_hooks_s", "model_name", b"model_name", "num_attention", b"num_attention", "num_replicas", b"num_replicas", "num_running", b"num_running", "num_shards", b"num_shards", "num_waiting", b"num_waiting", "ready", b"ready", "tokens_per_second", b"tokens_per_second", "transport", b"transport", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
