@@ -5,7 +5,7 @@ Runs in the event loop's thread; nothing here awaits.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from moonshard.config import CellConfig
@@ -94,12 +94,23 @@ class Cell:
         self._commit(membership, outgoing)
         return connection
 
+    def deliver(self, worker_id: WorkerId, outputs: pb.SequenceOutputs) -> Iterator[None]:
+        """What sequences said. Pauses after first tokens, so that they go out before everybody's next ones: the wait
+        for them is the one that callers feel."""
+        updates, free = news_from_outputs(outputs)
+        self._engine.note_batch(len(updates))
+        begun = [update for update in updates if self._engine.has_begun(worker_id.rank, update.sequence_id)]
+        if begun and len(begun) < len(updates):
+            known = set(map(id, begun))
+            self._engine.update(worker_id.rank, [update for update in updates if id(update) not in known])
+            yield
+            updates = begun
+        self._engine.update(worker_id.rank, updates, free)
+
     def receive(self, worker_id: WorkerId, message: pb.WorkerMessage) -> None:
-        """Any message but the join. Raises ConfigError for one that breaks the protocol."""
+        """Any message but the join and outputs. Raises ConfigError for one that breaks the protocol."""
         kind = message.WhichOneof("body")
-        if kind == "outputs":
-            self._engine.update(worker_id.rank, *news_from_outputs(message.outputs))
-        elif kind == "heartbeat":
+        if kind == "heartbeat":
             self._heartbeat(worker_id, message.heartbeat)
         elif kind == "expert_load":
             self.load.add(worker_id.rank, window_from_load(message.expert_load), self._clock())

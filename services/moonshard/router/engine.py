@@ -152,14 +152,22 @@ class Engine:
     def update(self, rank: int, updates: Sequence[SequenceUpdate], free: FreeCredits | None = None) -> None:
         """News from a worker, and what it can take now. Sequences that were aborted meanwhile are passed over."""
         now_s = self._clock()
-        if updates:
-            self._metrics.batch_size.observe(len(updates))
         for update in updates:
             if flight := self._fleet.find(rank, update.sequence_id):
                 self._apply(flight, update, now_s)
         if free is not None:
             self._fleet.told(rank, free)
         self._pump()
+
+    def note_batch(self, num_sequences: int) -> None:
+        """So many sequences had news in one iteration of a worker."""
+        if num_sequences:
+            self._metrics.batch_size.observe(num_sequences)
+
+    def has_begun(self, rank: int, sequence_id: str) -> bool:
+        """Whether this sequence of the worker's has said anything yet."""
+        flight = self._fleet.find(rank, sequence_id)
+        return flight is not None and flight.num_generated > 0
 
     def _apply(self, flight: Flight, update: SequenceUpdate, now_s: float) -> None:
         num_before = flight.num_generated

@@ -43,8 +43,12 @@ class WorkersService(WorkersServicer):
 
     async def _read(self, connection: Connection, messages: AsyncIterator[pb.WorkerMessage]) -> None:
         async for message in messages:
-            if message.WhichOneof("body") == "leave":
+            kind = message.WhichOneof("body")
+            if kind == "leave":
                 connection.last_words = message.leave.reason
+            elif kind == "outputs":
+                for _ in self._cell.deliver(connection.worker_id, message.outputs):
+                    await asyncio.sleep(0)
             else:
                 self._cell.receive(connection.worker_id, message)
 

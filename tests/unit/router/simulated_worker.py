@@ -49,8 +49,11 @@ class SimulatedWorker:
             told = Running(
                 flight.sequence_id, len(request.prompt_token_ids), request.max_tokens, len(flight.output.token_ids)
             )
-            assert told.num_generated < told.max_tokens, "a finished sequence is not admitted again"
-            self._orders.append(told)
+            self.enqueue(told)
+
+    def enqueue(self, told: Running) -> None:
+        assert told.num_generated < told.max_tokens, "a finished sequence is not admitted again"
+        self._orders.append(told)
 
     def abort(self, sequence_ids: Sequence[str]) -> None:
         self._orders += sequence_ids
