@@ -7,8 +7,9 @@ from moonshard.router.admission import Demand, Room
 from moonshard.router.flight import Flight
 from moonshard.router.membership import Credits
 
-# Steps' worth of prompts that a worker holds at most: enough that it never idles for want of the router's next message.
-PREFILL_STEPS = 8
+# Steps' worth of prompts that a worker holds at most: one that runs, and one that is there when the router's next
+# message is still on its way. More would be a queue behind the queue.
+PREFILL_STEPS = 2
 
 # Of slots and blocks, one part in so many is kept for tenants that have nothing running.
 RESERVED_PART = 16

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 
 MAX_PASSED = 64
 
+# Where slots are kept for newcomers, their prompts may exceed the prefill budget so many times.
+NEWCOMERS_BUDGET = 2
+
 # What a running sequence counts when workers are compared, in prompt tokens.
 RUNNING_COST = 16
 
@@ -102,7 +105,8 @@ class Room:
     def _has_prefill_room(self, demand: Demand) -> bool:
         if not self.num_prefill_tokens:
             return True
-        return self.num_prefill_tokens + self.prefill_share(demand) <= self.prefill_budget
+        budget = self.prefill_budget * (NEWCOMERS_BUDGET if demand.is_newcomer and self.reserved_seqs else 1)
+        return self.num_prefill_tokens + self.prefill_share(demand) <= budget
 
 
 @dataclass(frozen=True, slots=True)

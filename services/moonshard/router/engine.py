@@ -13,7 +13,7 @@ from moonshard.errors import DeadlineTooClose, MoonshardError, Unavailable
 from moonshard.router.account import FreeCredits
 from moonshard.router.admission import admit
 from moonshard.router.delivery import Delivery, Fate
-from moonshard.router.expectations import AdmissionRate, expected_wait_s, retry_after_s
+from moonshard.router.expectations import AdmissionRate, comes_too_late, expected_wait_s, retry_after_s
 from moonshard.router.fairness import Ledger
 from moonshard.router.fleet import Fleet
 from moonshard.router.flight import Flight, SequenceUpdate
@@ -197,7 +197,7 @@ class Engine:
         """Look at the head of the line once; whether anybody was admitted."""
         entries = self._waiting.ahead(LOOK_AHEAD)
         demands = {entry.id: self._fleet.demand(entry, self._ledger.is_newcomer(entry.tenant)) for entry in entries}
-        rooms = self._fleet.rooms(keeps_reserve=self._ledger.has_several)
+        rooms = self._fleet.rooms(keeps_reserve=self._ledger.expects_others)
         admission = admit(demands.values(), rooms.values())
         for entry_id, num_passed in admission.passed.items():
             self._entries[entry_id].num_passed += num_passed
@@ -261,7 +261,7 @@ class Engine:
             self._ledger.share(request.tenant),
             self._rate.per_second(now_s),
         )
-        if wait_s is not None and wait_s > (left_s := request.deadline_s - now_s):
+        if comes_too_late(wait_s, left_s := request.deadline_s - now_s):
             raise DeadlineTooClose(f"the wait is {wait_s:.1f} s, the deadline in {left_s:.1f} s", self._retry_after_s())
 
     def _retry_after_s(self) -> float:

@@ -6,6 +6,9 @@ WINDOW_S = 10.0
 MIN_KNOWN = 8
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
 
+# Of the time to its deadline, what a request may wait: the rest is for the answer, which is not worth beginning late.
+WAITING_SHARE = 0.5
+
 
 class AdmissionRate:
     """Admissions per second while somebody waited: an empty line tells what is offered, not what is possible."""
@@ -45,3 +48,8 @@ def retry_after_s(num_waiting: int, rate: float | None) -> float:
     if not rate:
         return MIN_RETRY_S
     return min(max(num_waiting / rate / 10, MIN_RETRY_S), MAX_RETRY_S)
+
+
+def comes_too_late(wait_s: float | None, left_s: float) -> bool:
+    """Whether a request with left_s to its deadline had better not wait; an unknown wait is given a chance."""
+    return wait_s is not None and wait_s > WAITING_SHARE * left_s

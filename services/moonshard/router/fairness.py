@@ -28,9 +28,9 @@ class Ledger:
         self._floor = 0.0  # what a newly active tenant starts from; never falls
 
     @property
-    def has_several(self) -> bool:
-        """Whether more than one tenant is known."""
-        return len(self._accounts) > 1
+    def expects_others(self) -> bool:
+        """Whether tenants have names here: then one that was never seen may come at any moment."""
+        return len(self._accounts) > 1 or "" not in self._accounts
 
     def served(self, tenant: str) -> float:
         return self._accounts[tenant].served

@@ -137,12 +137,21 @@ def test_a_newcomer_is_whoever_runs_nothing() -> None:
     ledger = Ledger()
     ledger.opened("a")
     assert ledger.is_newcomer("a")
-    assert not ledger.has_several
     ledger.started("a")
     ledger.opened("b")
-    assert (ledger.is_newcomer("a"), ledger.is_newcomer("b"), ledger.has_several) == (False, True, True)
+    assert (ledger.is_newcomer("a"), ledger.is_newcomer("b")) == (False, True)
     ledger.stopped("a")
     assert ledger.is_newcomer("a")
+
+
+def test_others_are_expected_where_tenants_have_names() -> None:
+    anonymous, named = Ledger(), Ledger()
+    anonymous.opened("")
+    named.opened("a")
+    assert (anonymous.expects_others, named.expects_others) == (False, True)
+    assert Ledger({"a": 1.0}).expects_others
+    anonymous.opened("a")
+    assert anonymous.expects_others
 
 
 def test_the_rate_is_known_only_while_somebody_waits() -> None:
