@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -84,6 +85,10 @@ def _retry_hint(error: MoonshardError, code: grpc.StatusCode) -> tuple[tuple[str
 Identify = Callable[[str, Any], Caller]
 
 
+# Bytes to a message; raises DecodeError.
+Read = Callable[[Any], Any]
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Ends a call whose servicer raised with the status of the error.
 
@@ -124,37 +129,50 @@ def _refusing(handler: Any, error: MoonshardError) -> Any:
 
 
 def _guarded(handler: Any, caller: Caller) -> Any:
-    codec = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
+    read, write = handler.request_deserializer, {"response_serializer": handler.response_serializer}
+    # A single request is read here: bytes that are no message are the caller's fault, which gRPC itself would not say.
     if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, caller), **codec)
+        return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, read, caller), **write)
     if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream, caller), **codec)
+        return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream, read, caller), **write)
     assert handler.stream_stream, "our contracts have no client-streaming method with a single answer"
-    return grpc.stream_stream_rpc_method_handler(_guard_stream(handler.stream_stream, caller), **codec)
+    guarded = _guard_stream(handler.stream_stream, _as_it_is, caller)
+    return grpc.stream_stream_rpc_method_handler(guarded, request_deserializer=read, **write)
 
 
-def _guard_unary(method: Callable[[Any, Any], Awaitable[Any]], caller: Caller) -> Any:
+def _guard_unary(method: Callable[[Any, Any], Awaitable[Any]], read: Read, caller: Caller) -> Any:
     async def call(request: Any, context: Any) -> Any:
         set_caller(_with_deadline(caller, context))
         try:
-            return await method(request, context)
+            return await method(_read(read, request), context)
         except Exception as error:  # noqa: BLE001 - the outermost frame of a call
             await _abort(context, error)
 
     return call
 
 
-def _guard_stream(method: Callable[[Any, Any], AsyncIterator[Any]], caller: Caller) -> Any:
+def _guard_stream(method: Callable[[Any, Any], AsyncIterator[Any]], read: Read, caller: Caller) -> Any:
     async def call(request: Any, context: Any) -> None:
         set_caller(_with_deadline(caller, context))
         try:
-            async with aclosing(method(request, context)) as messages:  # type: ignore[type-var]
+            async with aclosing(method(_read(read, request), context)) as messages:  # type: ignore[type-var]
                 async for message in messages:
                     await context.write(message)
         except Exception as error:  # noqa: BLE001 - the outermost frame of a call
             await _abort(context, error)
 
     return call
+
+
+def _read(read: Read, request: Any) -> Any:
+    try:
+        return read(request)
+    except DecodeError as error:
+        raise RequestError("request", f"is no message of this method: {error}") from None
+
+
+def _as_it_is(request: Any) -> Any:
+    return request
 
 
 def _with_deadline(caller: Caller, context: Any) -> Caller:
@@ -168,4 +186,10 @@ async def _abort(context: Any, error: Exception) -> None:
     if not isinstance(error, MoonshardError):
         logger.error("a call failed", exc_info=error)
     status = status_of(error)
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    try:
+        await context.abort(status.code, status.details, status.trailing_metadata)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as failure:  # noqa: BLE001 - gRPC's class for it is private
+        # The deadline passed, or the caller left, while we told: gRPC has no call any more to end.
+        logger.debug("a status found nobody: %s", failure)
