@@ -1,118 +1,130 @@
-"""Many streams on the tiny demo: none lost, doubled or out of order; what one tenant waits beside another's thousand.
+"""What seeing the experts costs: two cells take turns, one with series per expert that is scraped, one without.
 
-    python tests/benchmarks/bench_load.py [--streams 500] [--seconds 120] [--json FILE]
+    python tests/benchmarks/bench_load.py [CHECKPOINT] [--rounds 12] [--seconds 4] [--scrape-every 2]
 
-Every stream is greedy, so what it must say is known from a run of its own before the load. Then a tenant with one
-request is measured on the idle cell and beside a tenant with 1 000.
+Prints tokens a second and the processor time of attention worker and shards per token, medians over the rounds of the
+ratio with to without, and the parts by themselves.
 """
 
 import argparse
-import asyncio
-import itertools
-import json
+import random
 import statistics
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import grpc
+import numpy as np
+import psutil
+from rich.console import Console
 
-from moonshard.v1 import inference_pb2 as pb
-from moonshard.v1.inference_pb2_grpc import InferenceStub
+from moonshard.attention.link_metrics import SECONDS_BUCKETS
+from moonshard.kernels.tally import Tally
+from moonshard.metrics import Buckets
+from moonshard.v1 import control_pb2 as pb
 from moonshard_cluster.client import Client
-from moonshard_cluster.demo.checkpoint import write_demo
-from moonshard_cluster.demo.spec import DemoSpec
-from moonshard_cluster.local.plan import plan_cell
-from moonshard_cluster.local.progress import wait_ready
-from moonshard_cluster.local.supervisor import LocalCluster
+from moonshard_cluster.commands.up import demo_checkpoint
+from tests.integration.cells import greedy, running_cell
+from tests.integration.prometheus_server import scrape
 
-NUM_PROMPTS, NEW_TOKENS = 32, 24
-CROWD = 1000
+STREAMS, NEW_TOKENS = 8, 32
+CELLS: dict[str, dict[str, Any]] = {
+    "seen": {"per_expert": "full", "load_window_s": 1.0, "load_window_rows": 0},
+    "unseen": {"per_expert": "off", "load_window_s": 3600.0},
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=500)
-    parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--scrape-every", type=float, default=2.0, help="seconds; Prometheus takes 15 to 60")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "tiny"
-        write_demo(checkpoint, DemoSpec.tiny())
-        config = plan_cell({"checkpoint": checkpoint, "router": {"port": 0, "max_queue": 2048}})
-        with LocalCluster(config, Path(folder) / "logs") as cluster:
-            cluster.start()
-            with Client(cluster.router_address) as client:
-                wait_ready(cluster, client)
-                found = asyncio.run(measure(cluster.router_address, given.streams, given.seconds))
-                left = client.status()
-                found["left_running"], found["left_waiting"] = left.num_running, left.num_waiting
-            cluster.drain()
-    print(json.dumps(found, indent=1))  # noqa: T201
-    if given.json:
-        given.json.write_text(json.dumps(found))
+    checkpoint = given.checkpoint or demo_checkpoint(Console(stderr=True))
+    for line in parts():
+        say(line)
+    with ExitStack() as stack:
+        clients = {
+            name: stack.enter_context(running_cell(checkpoint, Path(tempfile.mkdtemp()), metrics=settings))[1]
+            for name, settings in CELLS.items()
+        }
+        compare(clients, given.rounds, given.seconds, given.scrape_every)
 
 
-async def measure(address: str, streams: int, seconds: float) -> dict[str, Any]:
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub: Any = InferenceStub(channel)
-        wanted = [(await say(stub, number))[0] for number in range(NUM_PROMPTS)]
-        found = await _load(stub, wanted, streams, seconds)
-        return found | await _one_beside_many(stub)
+def compare(clients: dict[str, Client], rounds: int, seconds: float, every_s: float) -> None:
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in clients}
+    for number in range(rounds + 1):
+        for name in sorted(clients, reverse=bool(number % 2)):
+            found = measure(clients[name], seconds, every_s if name == "seen" else None)
+            if number:  # the first round warms up
+                figures[name].append(found)
+    for at, title in enumerate(("tokens a second", "processor ms a token")):
+        seen, unseen = ([found[at] for found in figures[name]] for name in ("seen", "unseen"))
+        ratio = statistics.median(a / b for a, b in zip(seen, unseen, strict=True))
+        say(f"{title}: {statistics.median(seen):.2f} seen, {statistics.median(unseen):.2f} unseen, ratio {ratio:.4f}")
 
 
-async def say(stub: Any, number: int, tenant: str = "", name: str = "") -> tuple[list[int], float]:
-    """What the cell says to prompt `number`, and how long that took. Raises when a stream is not whole."""
-    prompt = [20 + number * 7 + place for place in range(8 + number % 5)]
-    sampling = pb.SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling=sampling, request_id=name)
-    metadata = (("x-tenant", tenant),) if tenant else None
-    started_s, ids, ends = time.perf_counter(), list[int](), 0
-    async for response in stub.Generate(request, timeout=600, metadata=metadata):
-        ids += response.token_ids
-        ends += response.HasField("finish")
-    if ends != 1 or len(ids) != NEW_TOKENS:
-        raise AssertionError(f"a stream of {len(ids)} tokens with {ends} ends")
-    return ids, time.perf_counter() - started_s
+def measure(client: Client, seconds: float, every_s: float | None) -> tuple[float, float]:
+    """(tokens a second, processor milliseconds of workers per token)."""
+    workers = [worker for worker in client.status().workers if worker.role != pb.ROLE_ROUTER]
+    ended = threading.Event()
+    scraper = threading.Thread(target=scrape_all, args=([worker.metrics_address for worker in workers], every_s, ended))
+    if every_s:
+        scraper.start()
+    before, started = processor_s(workers), time.monotonic()
+    with ThreadPoolExecutor(STREAMS) as pool:
+        num_tokens = sum(pool.map(lambda seed: stream(client, seed, started + seconds), range(STREAMS)))
+    took_s, used_s = time.monotonic() - started, processor_s(workers) - before
+    ended.set()
+    if every_s:
+        scraper.join()
+    return num_tokens / took_s, used_s / num_tokens * 1e3
 
 
-async def _load(stub: Any, wanted: Sequence[list[int]], streams: int, seconds: float) -> dict[str, Any]:
-    done, wrong = itertools.count(), itertools.count()
-    end_s = time.perf_counter() + seconds
-
-    async def line(number: int) -> None:
-        for turn in itertools.count():
-            if time.perf_counter() > end_s:
-                return
-            which = (number + turn) % len(wanted)
-            ids, _ = await say(stub, which, name=f"s{number}-{turn}")
-            next(done)
-            if ids != wanted[which]:
-                next(wrong)
-
-    started_s = time.perf_counter()
-    await asyncio.gather(*(line(number) for number in range(streams)))
-    span_s, num_done = time.perf_counter() - started_s, next(done)
-    return {
-        "streams": streams,
-        "seconds": round(span_s, 1),
-        "answers": num_done,
-        "wrong_answers": next(wrong),
-        "tokens_per_s": round(num_done * NEW_TOKENS / span_s, 1),
-    }
+def stream(client: Client, seed: int, until: float) -> int:
+    draw, num_tokens = random.Random(seed), 0
+    while time.monotonic() < until:
+        num_tokens += len(greedy(client, [draw.randrange(1000) for _ in range(16)], NEW_TOKENS))
+    return num_tokens
 
 
-async def _one_beside_many(stub: Any) -> dict[str, float]:
-    idle = [(await say(stub, 3, "one"))[1] for _ in range(5)]
-    crowd = [asyncio.create_task(say(stub, number % NUM_PROMPTS, "many")) for number in range(CROWD)]
-    await asyncio.sleep(1.0)
-    beside = [(await say(stub, 3, "one"))[1] for _ in range(3)]
-    assert sum(task.done() for task in crowd) < CROWD, "the crowd left too early to be in the way"
-    await asyncio.gather(*crowd)
-    idle_s, beside_s = statistics.median(idle), statistics.median(beside)
-    return {"one_idle_s": idle_s, "one_beside_many_s": beside_s, "times": beside_s / idle_s}
+def scrape_all(addresses: list[str], every_s: float, ended: threading.Event) -> None:
+    while not ended.wait(every_s):
+        for address in addresses:
+            scrape(address)
+
+
+def processor_s(workers: list[pb.WorkerStatus]) -> float:
+    times = [psutil.Process(worker.pid).cpu_times() for worker in workers]
+    return sum(it.user + it.system for it in times)
+
+
+def parts() -> list[str]:
+    """Costs of one batch and one call."""
+    tally, buckets = Tally(60, 48), Buckets(SECONDS_BUCKETS)
+    ids = np.arange(64, dtype=np.int32) % 48
+    return [
+        f"counting a batch of 64 pairs in Python: {per_call_us(lambda: tally.add(0, ids)):.2f} us",
+        f"timing one call: {per_call_us(lambda: buckets.observe(0.0003)):.2f} us",
+    ]
+
+
+def per_call_us(call: Callable[[], None], number: int = 20_000) -> float:
+    started = time.process_time()
+    for _ in range(number):
+        call()
+    return (time.process_time() - started) / number * 1e6
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
