@@ -105,8 +105,15 @@ class Pods:
         deadline = time.monotonic() + limit_s
         while not 200 <= pod.probe(name) < 400:
             assert pod.process.poll() is None, f"{pod.name} exited {pod.process.returncode}:\n{pod.log()}"
-            assert time.monotonic() < deadline, f"{name} of {pod.name} did not pass in {limit_s:g} s:\n{pod.log()}"
+            assert time.monotonic() < deadline, (
+                f"{name} of {pod.name} did not pass in {limit_s:g} s:\n{pod.log()}{self._ended()}"
+            )
             time.sleep(POLL_S)
+
+    def _ended(self) -> str:
+        """The last words of the pods that do not run: why another one waits."""
+        ended = [pod for pod in self.pods if pod.process is not None and pod.process.poll() is not None]
+        return "".join(f"\n{pod.name} exited {pod.process.returncode}:\n{pod.log()}" for pod in ended if pod.process)
 
     def address(self, service: str, port: int) -> str:
         """host:port of a Service's port, as a client inside the cluster would use it."""
