@@ -90,6 +90,20 @@ def plot(run: Run, folder: Annotated[Path, typer.Argument(help="where the pictur
     draw_run(run / "metrics.jsonl", folder)
 
 
+@app.command()
+def pairs(
+    run: Annotated[Path, typer.Argument(help="directory of a run, for its vocabulary; pairs/ in it is filled")],
+    steps: Annotated[int, typer.Option("--steps")] = 300,
+    threads: Annotated[int, typer.Option("--threads")] = 2,
+) -> None:
+    """Train a small shape with and without each rule, and draw what it changes."""
+    from moonshard.training.pairs import draw_pairs, run_pairs, small_recipe
+
+    recipe = small_recipe(steps, _recipe(run).spec.vocab_size)
+    run_pairs(run / "pairs", run / "vocabulary", recipe, threads, lambda line: console.print(line, highlight=False))
+    draw_pairs(run / "pairs", run / "pairs")
+
+
 def _recipe(run: Path, new: Recipe | None = None) -> Recipe:
     """The run's recipe, written when the run is new."""
     path = run / "recipe.json"

@@ -14,6 +14,7 @@ from moonshard.training.evaluate import ask, perplexity, summarise
 from moonshard.training.export import export
 from moonshard.training.generate import answers
 from moonshard.training.model import Model
+from moonshard.training.pairs import VARIANTS, draw_pairs, run_pairs
 from moonshard.training.recipe import Recipe
 from moonshard.training.run import State, train
 
@@ -100,3 +101,12 @@ def test_evaluation_asks_and_counts(exported: Path) -> None:
 
 def test_perplexity_is_that_of_a_model_that_has_learnt_something(exported: Path) -> None:
     assert 1 < perplexity(exported, num_batches=1, rows=1, length=400, seed=0) < 2048
+
+
+def test_variants_run_side_by_side_and_are_drawn(recipe: Recipe, vocabulary: Path, tmp_path: Path) -> None:
+    short = dataclasses.replace(recipe, num_steps=1, rows=1)
+    lines: list[str] = []
+    run_pairs(tmp_path, vocabulary, short, threads=1, told=lines.append)
+    draw_pairs(tmp_path, tmp_path)
+    assert [line.split(":")[0] for line in lines] == list(VARIANTS)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"qk_clip.png", "bias_rule.png"}
