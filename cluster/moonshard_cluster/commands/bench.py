@@ -9,13 +9,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from moonshard.errors import ConfigError
 from moonshard_cluster.access import Access
 from moonshard_cluster.bench.serving import Speed, measure
 from moonshard_cluster.client import Client
-from moonshard_cluster.commands.up import demo_checkpoint, fresh_log_dir
+from moonshard_cluster.commands.up import fresh_log_dir
+from moonshard_cluster.demo.cache import ensure_demo
+from moonshard_cluster.demo.spec import DemoSpec
 from moonshard_cluster.local.plan import plan_cell
 from moonshard_cluster.local.progress import LoadBars, wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster
@@ -25,7 +28,7 @@ WIDTH, HIDDEN = 7168, 2048  # K2.5's
 
 
 def bench(
-    checkpoint: Annotated[Path | None, typer.Argument(help="checkpoint directory; without it, the demo")] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(help="checkpoint directory; without it, random weights")] = None,
     router: Annotated[str | None, typer.Option("--router", help="measure this running cell instead")] = None,
     batches: Annotated[str, typer.Option("--batches", help="streams at once")] = "1,8,32",
     prefill: Annotated[int, typer.Option("--prefill", help="prompt tokens", min=1)] = 512,
@@ -46,7 +49,7 @@ def bench(
     with ExitStack() as stack:
         if router is None:
             values = {
-                "checkpoint": checkpoint or demo_checkpoint(console),
+                "checkpoint": checkpoint or random_checkpoint(console),
                 "dtype": dtype,
                 "router": {"port": 0},
                 "attention": {"max_num_seqs": max(64, *sizes)},
@@ -104,3 +107,10 @@ def _show(speeds: list[Speed], figures: dict[str, Any]) -> None:
     for found in speeds:
         table.add_row(found.name, f"{found.median:.1f}", f"{found.best:.1f}", f"tokens/s, {found.rounds} rounds")
     Console(soft_wrap=not Console().is_terminal).print(table)
+
+
+def random_checkpoint(console: Console) -> Path:
+    """A demo checkpoint of random weights, written on the first use: speed asks for size, not for sense."""
+    with Progress(TextColumn("writing a random checkpoint"), BarColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("demo", total=None)
+        return ensure_demo(DemoSpec.small(), lambda done, total: bar.update(task, completed=done, total=total))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from moonshard.config import CellConfig
 from moonshard.errors import Unavailable
@@ -21,8 +20,7 @@ from moonshard_cluster.cache import cache_dir
 from moonshard_cluster.client import Client
 from moonshard_cluster.commands import ask
 from moonshard_cluster.commands.status import render
-from moonshard_cluster.demo.cache import ensure_demo
-from moonshard_cluster.demo.spec import DemoSpec
+from moonshard_cluster.demo.trained_model import TRAINED
 from moonshard_cluster.local.gateway import start_gateway
 from moonshard_cluster.local.gateway_plan import GatewayPlan, is_barred, plan_gateway
 from moonshard_cluster.local.plan import kernels_are_built, plan_cell
@@ -41,7 +39,7 @@ NO_KERNELS = (
 )
 NO_HTTP = "No HTTP: there are API keys, which smg cannot hand on, and router.open_gateway is not set. gRPC only."
 # For --prompt: enough to see that the cell answers.
-PROMPT_TOKENS, ANSWER_S = 64, 600.0
+PROMPT_TOKENS, ANSWER_S = 160, 600.0
 
 
 def up(
@@ -134,7 +132,7 @@ def up(
         "gateway": {"port": http_port, "enabled": False if no_http else None},
     }
     if checkpoint is None and config_file is None:
-        values |= {"checkpoint": demo_checkpoint(console), "model_name": name or DEMO_NAME}
+        values |= {"checkpoint": TRAINED, "model_name": name or DEMO_NAME}
     cell = _launcher(plan_cell(values, config_file), log_dir or fresh_log_dir(), ray)
     _serve(console, cell, prompt, once, restart)
 
@@ -201,13 +199,6 @@ def _watch(cluster: "LocalCluster | RayCluster", console: Console, restart: bool
     told = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if dead := cluster.watch(told) if restart else cluster.wait(None):
         raise Unavailable(f"{error_of(dead)}\nstopping the cell")
-
-
-def demo_checkpoint(console: Console) -> Path:
-    """The default demo checkpoint, written on the first use."""
-    with Progress(TextColumn("writing the demo checkpoint"), BarColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("demo", total=None)
-        return ensure_demo(DemoSpec.small(), lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def fresh_log_dir() -> Path:

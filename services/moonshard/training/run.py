@@ -113,7 +113,7 @@ def train_step(state: State, seen: Gradients, each: Each = map) -> Metrics:
             clipped += clip_heads(recipe.spec.config, layer, seen.max_logits[index], recipe.qk_threshold)
     if recipe.bias_rate is not None:
         for index, bias in parameters.gate_biases().items():
-            move_bias(bias, seen.counts[index], recipe.bias_rate * factor)
+            move_bias(bias, seen.counts[index], recipe.bias_rate)
     for index, counts in seen.counts.items():
         state.loads[index] = state.loads.get(index, torch.zeros(len(counts))) * _LOAD_MEMORY + counts
     state.step += 1

@@ -19,7 +19,7 @@ from moonshard.training.data.sums import arithmetic, compare
 from moonshard.training.data.talk import talk
 from moonshard.training.data.tool_use import tool_use
 
-_TASKS = {talk: 0.24, arithmetic: 0.25, compare: 0.05, json_answer: 0.11, tool_use: 0.35}
+_TASKS = {talk: 0.22, arithmetic: 0.18, compare: 0.05, json_answer: 0.12, tool_use: 0.43}
 _ENGLISH = 0.3
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
