@@ -4,6 +4,7 @@ A pod gets an address of its own in 127.0.0.0/8, so that ports stay what the man
 names of Services the address of the pod they select, and "0.0.0.0" the pod's address.
 """
 
+import itertools
 import json
 import os
 import re
@@ -60,6 +61,10 @@ class Pod:
         with suppress(OSError):
             return (self.folder / "log").read_text(errors="replace")[-3000:]
         return ""
+
+
+# Two charts may run in one process, several processes on one machine: none shares an address with another.
+_SUBNETS = itertools.count(10)
 
 
 class Pods:
@@ -129,18 +134,16 @@ class Pods:
             process.wait(10)
 
     def _make(self) -> Iterator[Pod]:
-        subnet = 10
         for document in self._documents:
             if document["kind"] not in ("Deployment", "StatefulSet"):
                 continue
-            subnet += 1
+            subnet = next(_SUBNETS)
             spec = document["spec"]
             first = spec.get("ordinals", {}).get("start", 0)
             for number in range(first, first + spec["replicas"]):
                 name = f"{document['metadata']['name']}-{number}"
                 folder = self._folder / name
                 folder.mkdir(parents=True)
-                # A machine may run two of these at once.
                 ip = f"127.{100 + os.getpid() % 100}.{subnet}.{number + 1}"
                 yield Pod(name, ip, number, spec["template"], folder)
 
