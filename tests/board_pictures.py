@@ -1,6 +1,6 @@
 """Pictures of the dashboards, drawn from their own queries over a real Prometheus and a running cell under load.
 
-    python tests/board_pictures.py FOLDER [--seconds 60]          needs prometheus and `pip install matplotlib`
+    python -m tests.board_pictures FOLDER [--seconds 60]          needs prometheus and `pip install matplotlib`
 
 Writes a PNG for each board and an SVG of `moonshard experts`. The load is random prompts to the small demo checkpoint.
 """
@@ -23,7 +23,7 @@ import matplotlib
 from rich.console import Console
 
 from moonshard_cluster.client import Client
-from moonshard_cluster.commands.up import demo_checkpoint
+from moonshard_cluster.demo.trained_model import TRAINED
 from moonshard_cluster.load.matrix import from_response
 from moonshard_cluster.load.screen import render
 from tests.boards import FOLDER, boards, filled_in, panels
@@ -44,7 +44,7 @@ def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     metrics = {"load_window_s": 2.0, "load_window_rows": 16}
-    checkpoint, logs = demo_checkpoint(Console(stderr=True)), Path(tempfile.mkdtemp())
+    checkpoint, logs = TRAINED, Path(tempfile.mkdtemp())
     with running_cell(checkpoint, logs, metrics=metrics, model_name="small-demo") as (_, client):
         targets = [worker.metrics_address for worker in client.status().workers]
         rules = sorted((FOLDER.parent / "rules").glob("*.yaml"))

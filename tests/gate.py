@@ -30,6 +30,7 @@ def main() -> int:
         "format": ["ruff", "format", "--check", "--quiet", "."],
         "lint": ["ruff", "check", "--quiet", "."],
         "types": ["mypy"],
+        "types of the tools": ["mypy", "--explicit-package-bases", "tests/benchmarks", "tests/board_pictures.py"],
         "layers": ["lint-imports"],
         "stubs in step with protos": ["bash", "tests/protos.sh", "--check"],
         "tests": ["pytest", "-q", "--durations=10", *(["-m", "not slow"] if quick else [])],

@@ -1,6 +1,6 @@
 """Error of each activation precision against exact W4A16, and llama.cpp's on the same weights.
 
-    python tests/benchmarks/bench_accuracy.py CHECKPOINT [--llama-server FILE --gguf FILE] [--json FILE]
+    python -m tests.benchmarks.bench_accuracy CHECKPOINT [--llama-server FILE --gguf FILE] [--json FILE]
 
 Exact is the FP32 reference over dequantised weights. For each precision: the error of the log-probabilities of the five
 likeliest next tokens after prompts of different lengths, and how long greedy continuations agree with the reference's.
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from native_engine import native_engine
 
 from moonshard.attention.sequence import Sequence
 from moonshard.config import AttentionConfig
@@ -31,6 +30,7 @@ from moonshard.kernels.attention import Activations
 from moonshard.model.reference import Reference
 from moonshard.sampling import SamplingParams
 from moonshard_cluster.local.plan import free_port
+from tests.benchmarks.native_engine import native_engine
 
 NUM_PROMPTS, NEW_TOKENS, TOP = 64, 32, 5
 MODES: dict[str, tuple[Activations, Precision]] = {

@@ -1,6 +1,6 @@
 """Time a decoder layer's native calls against the bytes they must read and the machine's limits, same run.
 
-    python tests/benchmarks/bench_attention.py [--threads 1 2] [--shapes S R] [--seconds 0.3] [--json FILE]
+    python -m tests.benchmarks.bench_attention [--threads 1 2] [--shapes S R] [--seconds 0.3] [--json FILE]
 
 S: hidden 1024, 8 heads; R: K2.5's attention. `block` is attention with norms and gate, `shared` the shared expert.
 Decode rows (1, 8, 32) belong to as many sequences, 512 rows are a prompt's chunk of one; `context` tokens are cached
@@ -51,7 +51,8 @@ SHAPES = {"S": Shape(1024, 8, 512, 64, 512), "R": Shape(7168, 64, 1536, 384, 204
 def random_bf16(*shape: int) -> torch.Tensor:
     """Values do not matter to the clock, their spread does not either; a repeated row is quick to make."""
     row = torch.randn(shape[-1]).bfloat16() * shape[-1] ** -0.5
-    return row.expand(*shape).contiguous()
+    made: torch.Tensor = row.expand(*shape).contiguous()
+    return made
 
 
 def make_block(pool: Pool, s: Shape) -> AttentionBlock:

@@ -1,6 +1,6 @@
 """What batching and the prefix cache are worth on the small demo: real cells of this machine, timed at the client.
 
-    PYTHONPATH=. python tests/benchmarks/bench_batching.py [--json FILE]
+    python -m tests.benchmarks.bench_batching [--json FILE]
 
 Batching: 32 prompts of 32 tokens, 64 tokens each, one after another and all at once. Prefix cache: 50 requests at once
 that share 4 000 tokens, with the cache and without. Outputs must be the same; the script says whether they are.

@@ -1,6 +1,6 @@
 """Time the CPU kernels beside the machine's own limits, measured in the same run.
 
-    python tests/benchmarks/bench_kernels.py [--threads 1 2] [--seconds 0.3] [--json FILE] [--torch]
+    python -m tests.benchmarks.bench_kernels [--threads 1 2] [--seconds 0.3] [--json FILE] [--torch]
 
 Experts of K2.5's size (7168 x 2048), BF16 matrices of its attention, shared expert and head. Weights come from a ring
 far larger than any cache, so that each call reads memory; the share of the limit counts weights only.

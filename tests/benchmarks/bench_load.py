@@ -1,6 +1,6 @@
 """What seeing the experts costs: two cells take turns, one with series per expert that is scraped, one without.
 
-    python tests/benchmarks/bench_load.py [CHECKPOINT] [--rounds 12] [--seconds 4] [--scrape-every 2]
+    python -m tests.benchmarks.bench_load [CHECKPOINT] [--rounds 12] [--seconds 4] [--scrape-every 2]
 
 Prints tokens a second and the processor time of attention worker and shards per token, medians over the rounds of the
 ratio with to without, and the parts by themselves.
@@ -21,16 +21,17 @@ from typing import Any
 
 import numpy as np
 import psutil
-from rich.console import Console
+from prometheus_client import generate_latest
 
 from moonshard.attention.link_metrics import SECONDS_BUCKETS
 from moonshard.kernels.tally import Tally
 from moonshard.metrics import Buckets
 from moonshard.v1 import control_pb2 as pb
 from moonshard_cluster.client import Client
-from moonshard_cluster.commands.up import demo_checkpoint
+from moonshard_cluster.demo.trained_model import TRAINED
 from tests.integration.cells import greedy, running_cell
 from tests.integration.prometheus_server import scrape
+from tests.unit.experts.test_expert_metrics import k25_shard
 
 STREAMS, NEW_TOKENS = 8, 32
 CELLS: dict[str, dict[str, Any]] = {
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--scrape-every", type=float, default=2.0, help="seconds; Prometheus takes 15 to 60")
     given = parser.parse_args()
-    checkpoint = given.checkpoint or demo_checkpoint(Console(stderr=True))
+    checkpoint = given.checkpoint or TRAINED
     for line in parts():
         say(line)
     with ExitStack() as stack:
@@ -109,13 +110,15 @@ def parts() -> list[str]:
     """Costs of one batch and one call."""
     tally, buckets = Tally(60, 48), Buckets(SECONDS_BUCKETS)
     ids = np.arange(64, dtype=np.int32) % 48
+    shard = k25_shard("full")
     return [
+        f"scraping all 2,880 series of a K2.5 shard: {per_call_us(lambda: generate_latest(shard), 50) / 1e3:.1f} ms",
         f"counting a batch of 64 pairs in Python: {per_call_us(lambda: tally.add(0, ids)):.2f} us",
         f"timing one call: {per_call_us(lambda: buckets.observe(0.0003)):.2f} us",
     ]
 
 
-def per_call_us(call: Callable[[], None], number: int = 20_000) -> float:
+def per_call_us(call: Callable[[], object], number: int = 20_000) -> float:
     started = time.process_time()
     for _ in range(number):
         call()

@@ -1,6 +1,6 @@
 """moonshard beside llama.cpp and vLLM on the same weights, in alternating rounds of one run.
 
-    python tests/benchmarks/bench_peers.py CHECKPOINT --gguf FILE --llama-bin DIR [--vllm PYTHON --bf16 DIR]
+    python -m tests.benchmarks.bench_peers CHECKPOINT --gguf FILE --llama-bin DIR [--vllm PYTHON --bf16 DIR]
 
 CHECKPOINT is an INT4 one, FILE the same weights for llama.cpp (INT4 experts as Q4_0, the rest BF16), DIR of --bf16 the
 same dequantised. Two threads on each side. Prints medians and ratios, and writes them to results/DATE-NAME.json.

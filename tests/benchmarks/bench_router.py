@@ -1,6 +1,6 @@
 """What the router costs: time added to the first token, tokens a second of one core, beside a fake attention worker.
 
-    python tests/benchmarks/bench_router.py [--streams 100] [--seconds 8] [--json FILE] [--profile FILE]
+    python -m tests.benchmarks.bench_router [--streams 100] [--seconds 8] [--json FILE] [--profile FILE]
 
 The router runs in a process of its own; the worker and all clients share another. The worker notes when a sequence
 reaches it and when it sends the first token: what a client waits beyond that is on the way. The same clients also call
@@ -135,7 +135,7 @@ def _serve(role: str, told: Path, profile: Path | None) -> None:
 
     async def serve_direct() -> None:
         server = grpc.aio.server()
-        add_InferenceServicer_to_server(Direct(), server)
+        add_InferenceServicer_to_server(Direct(), server)  # type: ignore[abstract]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         told.write_text(f"127.0.0.1:{port}")
@@ -151,7 +151,7 @@ def _serve(role: str, told: Path, profile: Path | None) -> None:
         asyncio.run(serve())
 
 
-class Direct(InferenceServicer):
+class Direct(InferenceServicer):  # its other methods are never called
     """Says a token to everybody at each step. request_id of a response: when the call came, and when this went out."""
 
     def __init__(self) -> None:

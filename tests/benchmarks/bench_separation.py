@@ -1,6 +1,6 @@
 """What it costs to keep the experts in eight processes: decode in one process against a cell over links.
 
-    python tests/benchmarks/bench_separation.py CHECKPOINT [--batches 1 32] [--rounds 5] [--dtype float32]
+    python -m tests.benchmarks.bench_separation CHECKPOINT [--batches 1 32] [--rounds 5] [--dtype float32]
 
 Both sides run the same kernels with two threads (a shard has one). `local` is the attention worker's own engine with
 all experts in its process; the cell is a router, an attention worker and eight shards, tokens counted at the client.
@@ -17,7 +17,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from native_engine import native_engine
 
 from moonshard.attention.engine import Engine
 from moonshard.attention.sequence import Sequence
@@ -28,6 +27,7 @@ from moonshard_cluster.client import Client
 from moonshard_cluster.local.plan import plan_cell
 from moonshard_cluster.local.progress import wait_ready
 from moonshard_cluster.local.supervisor import LocalCluster
+from tests.benchmarks.native_engine import native_engine
 
 THREADS, PROMPT, NEW_TOKENS = 2, 32, 65
 

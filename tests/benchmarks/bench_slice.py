@@ -1,7 +1,7 @@
 """One MoE layer of K2.5's real widths, all 384 experts in eight shards: decode time against bytes over bandwidth.
 
     moonshard demo-model /tmp/slice --hidden-size 7168 --moe-width 2048 --layers 2 --chaotic
-    python tests/benchmarks/bench_slice.py /tmp/slice [--rows 1 4 32] [--json FILE]
+    python -m tests.benchmarks.bench_slice /tmp/slice [--rows 1 4 32] [--json FILE]
 
 Starts a whole cell, opens a link of its own to every shard, and times dispatch + combine of rows with random experts.
 The ideal is the bytes of the distinct experts chosen over the read bandwidth measured in the same run.
@@ -103,7 +103,7 @@ def _steps(
         dispatcher.begin_step(rows)
         dispatcher.combine(dispatcher.dispatch(layer, x_TD, ids_TK.int(), weights_TK))
         elapsed_s += time.perf_counter() - started
-        num_experts += len(ids_TK.unique())
+        num_experts += len(torch.unique(ids_TK))
     return elapsed_s, num_experts
 
 

@@ -1,6 +1,6 @@
 """Many streams on the tiny demo: none lost, doubled or out of order; what one tenant waits beside another's thousand.
 
-    python tests/benchmarks/bench_streams.py [--streams 500] [--seconds 120] [--json FILE]
+    python -m tests.benchmarks.bench_streams [--streams 500] [--seconds 120] [--json FILE]
 
 Every stream is greedy, so what it must say is known from a run of its own before the load. Then a tenant with one
 request is measured on the idle cell and beside a tenant with 1 000.

@@ -1,6 +1,6 @@
 """Time one dispatch and combine: one attention process, eight shard processes, no compute.
 
-    python tests/benchmarks/bench_transport.py --engines links python --hidden 1024 --rows 1 64 512 [--json FILE]
+    python -m tests.benchmarks.bench_transport --engines links python --hidden 1024 --rows 1 64 512 [--json FILE]
 
 Every row has one expert on every shard, so that each of the eight links carries every row. `links` runs over Unix
 sockets with native calls, `python` is the same without them, `all_to_all` runs over gloo (there one dispatch and

@@ -104,7 +104,7 @@ class CommandLineCell:
             return psutil.Process(self.process.pid)
         role, _, rank = name.partition("-")
         with Client(self.router_address) as client:
-            pids = {(worker.role, worker.rank): worker.pid for worker in client.status().workers}
+            pids = {(int(worker.role), worker.rank): worker.pid for worker in client.status().workers}
         number = {"router": 1, "attention": 2, "expert": 3}[role]
         return psutil.Process(pids[number, int(rank or 0)])
 
