@@ -1,6 +1,8 @@
 """The chart's options: generated texts in step, typos refused by name, settings that contradict each other refused."""
 
+import functools
 import json
+from typing import Any
 
 import jsonschema
 import pytest
@@ -8,9 +10,9 @@ import yaml
 
 from moonshard.config import CellConfig
 from moonshard_cluster.chart.__main__ import texts
-from moonshard_cluster.chart.documents import OWNED, values_schema
+from moonshard_cluster.chart.documents import OWNED, known_keys, values_schema
 from moonshard_cluster.chart.options import Values
-from tests.chart.chart_rendering import CHART, refusal, render
+from tests.chart.chart_rendering import CHART, refusal, render, run
 
 
 def test_values_schema_and_table_are_in_step_with_options_and_configuration() -> None:
@@ -24,30 +26,46 @@ def test_defaults_are_what_the_options_say() -> None:
     jsonschema.Draft7Validator.check_schema(values_schema())
 
 
-def test_every_level_of_the_schema_is_closed() -> None:
-    def levels(schema: dict[str, object], path: str) -> list[str]:
-        properties = schema.get("properties")
-        if not isinstance(properties, dict):
-            return []
-        own = [] if schema.get("additionalProperties") is False else [path]
-        return own + [name for key, child in properties.items() for name in levels(child, f"{path}.{key}")]
-
-    assert levels(values_schema(), "values") == []
+def test_the_keys_that_are_known_are_those_of_options_and_configuration() -> None:
+    tree = known_keys()
+    assert set(tree) - {"global"} == set(Values().model_dump(by_alias=True))
+    assert set(tree["config"]) == set(CellConfig.model_fields)
+    assert tree["router"]["affinity"] is True
+    for path in OWNED:
+        assert functools.reduce(lambda level, key: level[key], path, tree["config"]) is False
 
 
 @pytest.mark.parametrize("major", [3, 4])
 @pytest.mark.parametrize(
-    "values",
+    ("values", "path", "meant"),
     [
-        {"replicaz": 1},
-        {"attention": {"replicaz": 2}},
-        {"experts": {"probes": {"startup": {"replicaz": 5}}}},
-        {"config": {"replicaz": 3}},
-        {"config": {"attention": {"replicaz": 3}}},
+        ({"routerimage": {}}, "routerimage", "routerImage"),
+        ({"attention": {"replicaz": 2}}, "attention.replicaz", "replicas"),
+        ({"attention": {"autoscaling": {"min_replica": 2}}}, "attention.autoscaling.min_replica", "minReplicas"),
+        (
+            {"experts": {"probes": {"startup": {"failureTreshold": 5}}}},
+            "experts.probes.startup.failureTreshold",
+            "failureThreshold",
+        ),
+        ({"experts": {"tolerationz": []}}, "experts.tolerationz", "tolerations"),
+        ({"config": {"num_replica": 3}}, "config.num_replica", "num_replicas"),
+        ({"config": {"attention": {"numBlocks": 3}}}, "config.attention.numBlocks", "num_blocks"),
+        ({"config": {"timeout": {"failover_s": 3}}}, "config.timeout", "timeouts"),
     ],
 )
-def test_a_typo_fails_by_its_name(values: dict[str, object], major: int) -> None:
-    assert "replicaz" in refusal(values, major)
+def test_a_typo_fails_and_names_the_nearest_key(values: dict[str, Any], path: str, meant: str, major: int) -> None:
+    assert f"{path}: unknown key; did you mean '{meant}'?" in refusal(values, major)
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_lint_names_the_nearest_key_too(major: int) -> None:
+    done = run(major, "lint", "--strict", str(CHART), values={"experts": {"shardz": 8}})
+    assert done.returncode != 0
+    assert "experts.shardz: unknown key; did you mean 'shards'?" in done.stdout + done.stderr
+
+
+def test_objects_of_kubernetes_have_keys_of_their_own() -> None:
+    assert render({"router": {"affinity": {"nodeAffinity": {}}, "podLabels": {"nameOverridez": "x"}}})
 
 
 @pytest.mark.parametrize(
@@ -64,12 +82,12 @@ def test_a_wrong_value_fails_by_its_key(values: dict[str, object], key: str) -> 
     assert key in refusal(values)
 
 
-@pytest.mark.parametrize("path", [path for path in OWNED if path != ("network",)])
+@pytest.mark.parametrize("path", OWNED, ids=".".join)
 def test_what_the_chart_works_out_cannot_be_set_beside_it(path: tuple[str, ...]) -> None:
-    value: object = "x"
+    value: Any = "x"
     for key in reversed(path):
         value = {key: value}
-    assert path[-1] in refusal({"config": value})
+    assert f"config.{'.'.join(path)}: the chart sets it itself" in refusal({"config": value})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from moonshard_cluster.chart.documents import values_schema, values_yaml, with_table
+from moonshard_cluster.chart.documents import known_keys, values_schema, values_yaml, with_table
 
 CHART = Path(__file__).resolve().parents[3] / "helm" / "moonshard"
 
@@ -16,6 +16,7 @@ def texts(chart: Path) -> dict[Path, str]:
     return {
         chart / "values.yaml": values_yaml(),
         chart / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
+        chart / "keys.json": json.dumps(known_keys(), indent=1) + "\n",
         readme: with_table(readme.read_text()),
     }
 

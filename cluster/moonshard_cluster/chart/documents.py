@@ -1,4 +1,4 @@
-"""From the options to the texts that tell of them: values.yaml, values.schema.json and the README's table."""
+"""From the options to the texts that tell of them: values.yaml, its schema, keys.json, the README's table."""
 
 import copy
 import json
@@ -37,12 +37,51 @@ TABLE_BEGIN, TABLE_END = "<!-- values: begin (generated) -->", "<!-- values: end
 
 
 def values_schema() -> dict[str, Any]:
-    """JSON Schema of values.yaml: the chart's options, with the cell's configuration under `config`."""
+    """JSON Schema of values.yaml: the chart's options, with the cell's configuration under `config`.
+
+    Checks values, not keys: Helm asks it first, and it could only say that a key is not allowed. `keys.json` names the
+    nearest one.
+    """
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **_with_open_levels(_closed_schema())}
+
+
+def known_keys() -> dict[str, Any]:
+    """The tree of keys that templates/_keys.tpl holds the values against.
+
+    A level is an object; a key that takes anything beneath it is true, one that only the chart sets is false.
+    """
+    tree = _tree(_closed_schema())
+    assert isinstance(tree, dict)
+    for path in OWNED:
+        level = tree["config"]
+        for key in path[:-1]:
+            level = level[key]
+        level[path[-1]] = False
+    return tree
+
+
+def _closed_schema() -> dict[str, Any]:
     schema = inline(Values.model_json_schema(by_alias=True))
     schema["properties"]["config"] = cell_schema()
     # Helm hands every chart the globals of its parents.
     schema["properties"]["global"] = {"type": "object"}
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+    return schema
+
+
+def _tree(schema: dict[str, Any]) -> dict[str, Any] | bool:
+    if "properties" not in schema:
+        return True
+    assert schema["additionalProperties"] is False, f"a level with other keys than its own: {sorted(schema)}"
+    return {key: _tree(child) for key, child in schema["properties"].items()}
+
+
+def _with_open_levels(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_with_open_levels(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    closed = node.get("additionalProperties") is False
+    return {k: _with_open_levels(v) for k, v in node.items() if not (closed and k == "additionalProperties")}
 
 
 def cell_schema() -> dict[str, Any]:

@@ -24,7 +24,7 @@ capabilities:
 {{- define "moonshard.env" -}}
 {{- $names := list -}}
 {{- range .extra -}}
-  {{- if has .name $names -}}{{- fail (printf "extraEnv: %s is given twice" .name) -}}{{- end -}}
+  {{- if has .name $names -}}{{- include "moonshard.refuse" (printf "extraEnv: %s is given twice" .name) -}}{{- end -}}
   {{- $names = append $names .name -}}
 {{- end -}}
 {{- $all := list -}}

@@ -89,14 +89,15 @@ spec:
 
 {{/* What cannot work together is refused here, by the names of the settings. */}}
 {{- define "moonshard.check" -}}
+{{- include "moonshard.checkKeys" . -}}
 {{- $gpus := or .Values.attention.gpus .Values.experts.gpus -}}
 {{- if and $gpus (ne (include "moonshard.transport" .) "all_to_all") -}}
-{{- fail "config.transport: must be all_to_all where attention.gpus or experts.gpus is not 0" -}}
+{{- include "moonshard.refuse" "config.transport: must be all_to_all where attention.gpus or experts.gpus is not 0" -}}
 {{- end -}}
 {{- if and (eq (include "moonshard.transport" .) "all_to_all") (gt (int .Values.experts.replicas) 1) -}}
-{{- fail "experts.replicas: transport all_to_all has one copy of each shard, use links" -}}
+{{- include "moonshard.refuse" "experts.replicas: transport all_to_all has one copy of each shard, use links" -}}
 {{- end -}}
 {{- if and .Values.tls.enabled (not .Values.tls.existingSecret) (not .Values.tls.issuerRef.name) -}}
-{{- fail "tls: needs existingSecret, or issuerRef.name for cert-manager" -}}
+{{- include "moonshard.refuse" "tls: needs existingSecret, or issuerRef.name for cert-manager" -}}
 {{- end -}}
 {{- end -}}
