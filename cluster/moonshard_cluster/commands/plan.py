@@ -1,6 +1,7 @@
 """`moonshard plan`: which machines a checkpoint needs, how fast they would be, and where separation loses."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,12 @@ from moonshard.errors import ConfigError
 from moonshard.model.config import ModelConfig
 from moonshard.model.inventory import summarise
 from moonshard_cluster.commands.inspect import read_model
+from moonshard_cluster.on_ray.placement import Resources
 from moonshard_cluster.plan import published, roofline
 from moonshard_cluster.plan.costs import Costs
 from moonshard_cluster.plan.layout import Demand, Layout, on_one_machine, recommended, smallest
 from moonshard_cluster.plan.machines import KNOWN, Machine, read_machine
+from moonshard_cluster.plan.ray_bundles import RayPlan, ray_plan, read_nodes
 
 BATCHES = (1, 8, 32, 128, 512)
 # At which rate a layout is judged: enough sequences to fill its cache, within reason.
@@ -29,18 +32,24 @@ def plan(
     sequences: Annotated[int, typer.Option("--sequences", help="to be served at once", min=1)] = 64,
     context: Annotated[int, typer.Option("--context", help="tokens of each", min=1)] = 8192,
     here: Annotated[bool, typer.Option("--one-machine", help="the whole cell on one machine of --experts")] = False,
+    ray: Annotated[
+        list[str] | None,
+        typer.Option("--ray", help="show the bundles on such Ray nodes, 8xCPU=64 or 2xCPU=32,GPU=1; several add up"),
+    ] = None,
 ) -> None:
     """Work out layouts, memory, KV capacity and rates from a config and a description of machines."""
     model = read_model(checkpoint)
     experts = read_machine(expert_machine)
     attention = read_machine(attention_machine) if attention_machine else experts
-    demand = Demand(sequences, context)
+    demand, nodes = Demand(sequences, context), read_nodes(ray or [])
     console = Console(soft_wrap=not Console().is_terminal)
     for form in ("int4", "bf16"):
         costs = Costs.of(model, form)
         for name, layout in _layouts(console, form, costs, experts, attention, demand, here):
             console.print(_memory(f"{form.upper()}, {name}", costs, layout, demand))
             console.print(_rates(costs, layout, demand))
+            if nodes:
+                _print_bundles(console, layout, checkpoint, nodes)
     if _is_k25(model):
         console.print(_published(model))
 
@@ -136,6 +145,29 @@ def _caption(costs: Costs, layout: Layout) -> str:
         "max(weights + KV, ops) + max(experts read, ops) + network + latency, or the time that the shards are busy\n"
         "for all attention workers, if longer.\n"
     )
+
+
+def _print_bundles(console: Console, layout: Layout, checkpoint: Path, nodes: list[Resources]) -> None:
+    try:
+        console.print(_bundles(ray_plan(layout, checkpoint, nodes)))
+    except ConfigError as error:
+        console.print(f"On Ray: {error}\n", style="yellow", highlight=False)
+
+
+def _bundles(found: RayPlan) -> Table:
+    """A row for each run of workers that ask for the same."""
+    caption = f"moonshard up CHECKPOINT --ray HOST:PORT {found.flags}\n"
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left", title_justify="left")
+    table.title = (
+        f"On Ray: {len(found.workers)} bundles, spread over {found.num_nodes} nodes, up to {found.per_node} each"
+    )
+    for column in ("workers", "ranks", "bundle of each"):
+        table.add_column(column)
+    for (role, bundle), same in groupby(found.workers, lambda w: (w.role, tuple(w.bundle.items()))):
+        ranks = [worker.rank for worker in same]
+        resources = ", ".join(f"{name} {amount:g}" for name, amount in bundle)
+        table.add_row(role, f"{ranks[0]}..{ranks[-1]}" if len(ranks) > 1 else str(ranks[0]), resources)
+    return table
 
 
 def _is_k25(model: ModelConfig) -> bool:
