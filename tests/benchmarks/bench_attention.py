@@ -4,25 +4,20 @@
 
 S: hidden 1024, 8 heads; R: K2.5's attention. `block` is attention with norms and gate, `shared` the shared expert.
 Decode rows (1, 8, 32) belong to as many sequences, 512 rows are a prompt's chunk of one; `context` tokens are cached
-before. Layers come from a ring larger than the caches. `limit` is weights and cached keys at the measured read
+before. Layers come from a ring larger than the caches. `memory %` is weights and cached keys at the measured read
 bandwidth; shares above 100 % come from the cache, and many rows are limited by arithmetic instead.
 """
 
-import argparse
 import itertools
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
-from moonshard.kernels import Pool, available
+from moonshard.kernels import Pool
 from moonshard.kernels.attention import Activations, AttentionBlock, AttentionWeights, Gate, PagedStep, SwiGLU
 from moonshard.kernels.limits import dot_peak, read_bandwidth
+from tests.benchmarks.kernel_table import figures, median_s, new_parser, print_rows
 
 NOPE, ROPE, VALUE, LATENT, BLOCK_SIZE = 128, 64, 128, 512, 16
 ROWS, CONTEXTS = (1, 8, 32, 512), (64, 512)
@@ -82,25 +77,6 @@ def make_step(rows: int, context: int) -> PagedStep:
     return PagedStep(written, sequence, positions + 1, table, BLOCK_SIZE, cache)
 
 
-def median_s(run: Callable[[], object], budget_s: float) -> float:
-    run()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < budget_s:
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def figures(seconds: float, num_bytes: int, operations: int, limits: dict[str, float]) -> dict[str, float]:
-    return {
-        "us": round(seconds * 1e6, 1),
-        "limit us": round(num_bytes / limits["read"] * 1e6, 1),
-        "memory %": round(100 * num_bytes / seconds / limits["read"]),
-        "GFLOP/s": round(operations / seconds / 1e9),
-    }
-
-
 def bench_blocks(
     pool: Pool, s: Shape, activations: Activations, limits: dict[str, float], budget_s: float
 ) -> Iterator[dict[str, object]]:
@@ -117,7 +93,7 @@ def bench_blocks(
         seen = step.visible_T.tolist()
         keys = sum(seen) if rows <= 32 else max(seen)
         num_bytes = first.resident_bytes + keys * (LATENT + ROPE) * 4
-        found = figures(median_s(run, budget_s) / several, num_bytes, s.operations(seen), limits)
+        found = figures(median_s(run, budget_s) / several, num_bytes, s.operations(seen), limits, "bf16")
         yield {"call": "block", "activations": activations, "rows": rows, "context": context, **found}
 
 
@@ -137,7 +113,7 @@ def bench_shared(
                 swiglu.add_to(pool, x, h)
 
         operations = 6 * s.hidden * s.shared_width * rows
-        found = figures(median_s(run, budget_s) / several, first.resident_bytes, operations, limits)
+        found = figures(median_s(run, budget_s) / several, first.resident_bytes, operations, limits, "bf16")
         yield {"call": "shared", "activations": activations, "rows": rows, **found}
 
 
@@ -153,22 +129,10 @@ def bench(threads: int, names: list[str], budget_s: float) -> Iterator[dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser = new_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each figure")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if not available():
-        sys.exit("the native kernels are not built: run python -m moonshard.kernels")
-    rows: list[dict[str, object]] = []
-    for threads in options.threads:
-        for row in bench(threads, options.shapes, options.seconds):
-            rows.append(row)
-            sys.stdout.write("  ".join(f"{key} {value}" for key, value in row.items()) + "\n")
-            sys.stdout.flush()
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    print_rows(options, lambda threads: bench(threads, options.shapes, options.seconds))
 
 
 if __name__ == "__main__":

@@ -6,20 +6,15 @@ Experts of K2.5's size (7168 x 2048), BF16 matrices of its attention, shared exp
 far larger than any cache, so that each call reads memory; the share of the limit counts weights only.
 """
 
-import argparse
 import itertools
-import json
-import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from moonshard.kernels import Bf16Linear, Int4Experts, Pool, Precision, available
+from moonshard.kernels import Bf16Linear, Int4Experts, Pool, Precision
 from moonshard.kernels.limits import dot_peak, read_bandwidth
+from tests.benchmarks.kernel_table import figures, median_s, new_parser, print_rows
 
 WIDTH, HIDDEN, RING = 7168, 2048, 24
 EXPERT_ROWS = (1, 2, 4, 8, 16, 32, 128)
@@ -31,17 +26,6 @@ PRECISIONS: tuple[Precision, ...] = ("int8", "int16")
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 
 
-def median_s(run: Callable[[], object], budget_s: float) -> float:
-    """Median over as many calls as fit `budget_s`, at least five."""
-    run()
-    times: list[float] = []
-    while len(times) < 5 or sum(times) < budget_s:
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
 def make_experts(pool: Pool) -> Int4Experts:
     """RING experts of one random matrix each; the values do not matter to the clock."""
     stack = Int4Experts(0, RING, WIDTH, HIDDEN)
@@ -51,16 +35,6 @@ def make_experts(pool: Pool) -> Int4Experts:
         for expert in range(RING):
             stack.load(pool, expert, name, packed, scale)
     return stack
-
-
-def figures(seconds: float, num_bytes: int, operations: int, limits: dict[str, float], peak: str) -> dict[str, float]:
-    return {
-        "us": round(seconds * 1e6, 1),
-        "GB/s": round(num_bytes / seconds / 1e9, 1),
-        "memory %": round(100 * num_bytes / seconds / limits["read"], 1),
-        "GFLOP/s": round(operations / seconds / 1e9),
-        "peak %": round(100 * operations / seconds / limits[peak], 1),
-    }
 
 
 def bench_experts(
@@ -131,22 +105,10 @@ def bench(threads: int, budget_s: float, with_torch: bool) -> Iterator[dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each figure")
+    parser = new_parser(__doc__)
     parser.add_argument("--torch", action="store_true", help="torch's BF16 linear beside ours")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if not available():
-        sys.exit("the native kernels are not built: run python -m moonshard.kernels")
-    rows: list[dict[str, object]] = []
-    for threads in options.threads:
-        for row in bench(threads, options.seconds, options.torch):
-            rows.append(row)
-            sys.stdout.write("  ".join(f"{key} {value}" for key, value in row.items()) + "\n")
-            sys.stdout.flush()
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    print_rows(options, lambda threads: bench(threads, options.seconds, options.torch))
 
 
 if __name__ == "__main__":
