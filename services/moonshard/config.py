@@ -96,9 +96,18 @@ class TimeoutConfig(_Section):
     combine_s: PositiveSeconds = 60.0
     failover_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
     hedge_s: PositiveSeconds = 0.25
-    stall_s: PositiveSeconds = 180.0
+    stall_s: Annotated[PositiveSeconds, Field(validate_default=True)] = 180.0
     heartbeat_s: PositiveSeconds = 1.0
     drain_s: PositiveSeconds = 30.0
+
+    @field_validator("stall_s")
+    @classmethod
+    def _stall_outlasts_waits(cls, value: float, info: ValidationInfo) -> float:
+        combine_s, failover_s = info.data.get("combine_s"), info.data.get("failover_s")
+        refused_already = combine_s is None or failover_s is None
+        if not refused_already and value <= combine_s + failover_s:
+            raise ValueError(f"must exceed combine_s + failover_s = {combine_s:g} + {failover_s:g} seconds")
+        return value
 
 
 class MetricsConfig(_Section):

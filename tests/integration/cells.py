@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -73,15 +75,21 @@ def moonshard(*arguments: str, stdin: str | None = None) -> subprocess.Completed
 
 
 class CommandLineCell:
-    """`moonshard up` as a user starts it: a process of its own, read line by line."""
+    """`moonshard up` as a user starts it: a process of its own, read line by line.
+
+    temporary: where it and all that it starts put what is to be gone afterwards.
+    """
 
     def __init__(self, *arguments: str) -> None:
+        # Not a test's own folder: paths of sockets have 107 characters at most.
+        self.temporary = Path(tempfile.mkdtemp(prefix="cell-"))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "moonshard_cluster.cli", "up", "--port", "0", *self._http(arguments), *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
         )
         self.output = ""
         self.router_address = ""
@@ -142,6 +150,7 @@ class CommandLineCell:
         self._reader.join(10)
         assert self.process.stderr is not None
         self.process.stderr.close()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +18,11 @@ END_S = 10.0
 NEW_TOKENS = 300
 
 
-def traces() -> set[str]:
-    """What a cell may leave on the machine beside processes: run directories and shared memory."""
-    run_dirs = {str(path) for path in Path(tempfile.gettempdir()).glob("moonshard-*")}
-    return run_dirs | {str(path) for path in Path("/dev/shm").iterdir()}
+def traces(cell: CommandLineCell) -> list[str]:
+    """What it may leave on the machine beside processes: run directories and shared memory. Others run cells too."""
+    pids = {str(process.pid) for process in cell.members}
+    shared = [path for path in Path("/dev/shm").iterdir() if pids & set(re.findall(r"\d+", path.name))]
+    return [str(path) for path in (*cell.temporary.glob("moonshard-*"), *shared)]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,6 @@ def traces() -> set[str]:
 def test_a_killed_process_that_is_not_started_again_ends_the_cell(
     victim: str, shape: list[str], up: Callable[..., CommandLineCell]
 ) -> None:
-    before = traces()
     cell = up(*shape)
     process = cell.member(victim)
     process.send_signal(signal.SIGKILL)
@@ -46,7 +45,7 @@ def test_a_killed_process_that_is_not_started_again_ends_the_cell(
     assert cell.wait_gone(END_S) == []
     assert re.search(rf"error: {victim} \(pid {process.pid}\) was killed by SIGKILL", cell.output), cell.output
     assert "stopping the cell" in cell.output
-    assert traces() <= before
+    assert traces(cell) == []
 
 
 @pytest.mark.parametrize(
@@ -97,16 +96,14 @@ def test_workers_outlive_the_router(up: Callable[..., CommandLineCell]) -> None:
 
 
 def test_a_killed_launcher_takes_the_cell_with_it(up: Callable[..., CommandLineCell]) -> None:
-    before = traces()
     cell = up()
     cell.process.kill()
     assert cell.wait_gone(END_S) == []
-    assert traces() <= before
+    assert traces(cell) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_drains_and_leaves_nothing(number: signal.Signals, up: Callable[..., CommandLineCell]) -> None:
-    before = traces()
     cell = up()
     with Client(cell.router_address) as client:
         sampling = pb.SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
@@ -118,7 +115,7 @@ def test_ctrl_c_drains_and_leaves_nothing(number: signal.Signals, up: Callable[.
     assert cell.finish(END_S) == 0
     assert cell.wait_gone(END_S) == []
     assert "draining" in cell.output
-    assert traces() <= before
+    assert traces(cell) == []
 
 
 def test_new_requests_are_refused_while_draining(up: Callable[..., CommandLineCell]) -> None:

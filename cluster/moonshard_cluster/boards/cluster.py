@@ -116,6 +116,7 @@ FAILURES = Row(
             [
                 Query(f"sum({rate('moonshard_failover_redispatches_total')})", "lost"),
                 Query(f"sum({rate('moonshard_failover_hedges_total')})", "slow, to a replica"),
+                Query(f"sum({rate('moonshard_failover_hedges_refused_total')})", "slow, not sent again"),
                 Query(f"sum({rate('moonshard_failover_suspicions_total')})", "suspicions"),
             ],
             "short",

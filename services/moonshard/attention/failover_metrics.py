@@ -32,6 +32,11 @@ def register_failover_metrics(registry: CollectorRegistry, model_name: str, rank
             lambda: recovery.num_hedges,
         ),
         counter(
+            "moonshard_failover_hedges_refused",
+            "Times that rows of a slow shard waited, because their share of all dispatches was spent",
+            lambda: recovery.budget.num_refused,
+        ),
+        counter(
             "moonshard_failover_suspicions",
             "Times that a shard was slow or wrong",
             lambda: recovery.num_suspicions,

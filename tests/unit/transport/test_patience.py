@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moonshard.transport.links.patience import Patience, WaitWindow, hedge_after
+from moonshard.transport.links.patience import HedgeBudget, Patience, WaitWindow, hedge_after
 
 PATIENCE = Patience(reply_s=10.0, failover_s=60.0, hedge_s=0.25)
 
@@ -26,3 +26,22 @@ def test_it_stays_within_the_limits(waits_s: list[float]) -> None:
     for wait_s in waits_s:
         window.add(wait_s)
         assert PATIENCE.hedge_s <= window.hedge_s <= PATIENCE.reply_s
+
+
+def test_hedges_are_a_share_of_the_calls() -> None:
+    budget = HedgeBudget()
+    assert sum(budget.take(0, 100.0) for _ in range(100)) == 16
+    assert budget.num_refused == 1, "one wait, however often it looked"
+    assert sum(budget.take(200, 100.0) for _ in range(100)) == 10
+    assert budget.num_refused == 2
+    assert sum(budget.take(10**6, 100.0) for _ in range(100)) == 16, "what was not used is not saved for ever"
+
+
+def test_a_wait_is_hedged_though_the_share_is_spent() -> None:
+    budget = HedgeBudget()
+    while budget.take(0, 100.0):
+        pass
+    assert budget.again_s() == 100.5
+    assert not budget.take(0, 100.4)
+    assert budget.take(0, 100.5)
+    assert not budget.take(0, 100.6)

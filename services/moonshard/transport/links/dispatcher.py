@@ -259,10 +259,13 @@ class LinkDispatcher:
         asked_s = max(started, handle.asked_s[shard])
         now = time.monotonic()
         spare = self._table.spare_of(shard, carriers)
-        if spare and now - asked_s >= self._waits.hedge_s:
+        is_slow = spare and now - asked_s >= self._waits.hedge_s
+        if spare and is_slow and self.recovery.budget.take(self.stats.num_dispatches, now):
             return self._hedge(handle, carriers, spare)
         if now - asked_s >= self._patience.reply_s:
             return self._time_out(handle, shard, carriers)
+        if is_slow:
+            return self.recovery.budget.again_s()
         return asked_s + (self._waits.hedge_s if spare else self._patience.reply_s)
 
     def _check_end(self, handle: LinkHandle, shards: Sequence[int]) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 _WINDOW = 256
 _PERCENTILE = 0.99
 _SLOWER = 4.0  # times the percentile: then a shard counts as slow
+_HEDGE_SHARE = 0.05  # of all dispatches may be asked for twice
+_HEDGE_BURST = 16
+_HEDGE_EVERY_S = 0.5  # though the share is spent: a dispatcher that waits makes no calls that would earn another
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,33 @@ class WaitWindow:
         self._num_added += 1
         if self._num_added % (_WINDOW // 4) == 0:
             self.hedge_s = hedge_after(sorted(self._waits_s), self._patience)
+
+
+class HedgeBudget:
+    """Keeps hedges from doubling the load of shards that are slow because they are busy (Dean and Barroso, 2013)."""
+
+    def __init__(self) -> None:
+        self.num_refused = 0
+        self._hedges = float(_HEDGE_BURST)
+        self._num_calls = 0
+        self._taken_s = -math.inf
+        self._is_refusing = False
+
+    def take(self, num_calls: int, now_s: float) -> bool:
+        """Whether one more is allowed after num_calls dispatches. Refusals in a row count once."""
+        earned = _HEDGE_SHARE * (num_calls - self._num_calls)
+        self._hedges, self._num_calls = min(_HEDGE_BURST, self._hedges + earned), num_calls
+        allowed = self._hedges >= 1 or now_s - self._taken_s >= _HEDGE_EVERY_S
+        if allowed:
+            self._hedges, self._taken_s = max(0.0, self._hedges - 1), now_s
+        elif not self._is_refusing:
+            self.num_refused += 1
+        self._is_refusing = not allowed
+        return allowed
+
+    def again_s(self) -> float:
+        """When one will be allowed, at the latest."""
+        return self._taken_s + _HEDGE_EVERY_S
 
 
 def hedge_after(sorted_waits_s: list[float], patience: Patience) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from moonshard.transport.links.handle import LinkHandle
+from moonshard.transport.links.patience import HedgeBudget
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Recovery:
     def __init__(self) -> None:
         self.num_redispatches = 0
         self.num_hedges = 0
+        self.budget = HedgeBudget()
         self.num_suspicions = 0
         self.trusts_everyone = False
         self.tell: Callable[[Suspicion], None] = lambda _: None
