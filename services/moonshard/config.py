@@ -104,8 +104,9 @@ class TimeoutConfig(_Section):
     @classmethod
     def _stall_outlasts_waits(cls, value: float, info: ValidationInfo) -> float:
         combine_s, failover_s = info.data.get("combine_s"), info.data.get("failover_s")
-        refused_already = combine_s is None or failover_s is None
-        if not refused_already and value <= combine_s + failover_s:
+        if combine_s is None or failover_s is None:
+            return value  # those are refused already
+        if value <= combine_s + failover_s:
             raise ValueError(f"must exceed combine_s + failover_s = {combine_s:g} + {failover_s:g} seconds")
         return value
 
