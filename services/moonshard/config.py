@@ -156,7 +156,8 @@ class CellConfig(_Section):
     C++ kernels for CPUs, "torch" its operators, "auto" the former where they are built. latent_norm_eps: None takes
     the checkpoint's rms_norm_eps, as vLLM and SGLang do; 1e-6 is what transformers computes (specification 2.1).
     run_dir holds sockets and router.json. collective_address: where rank 0 of the `all_to_all` transport meets the
-    others. num_replicas: copies of each expert shard, each a process of its own (links only).
+    others. num_replicas: copies of each expert shard, each a process of its own (links only). num_attention: the most
+    attention workers that may join; min_attention: how many the cell waits for before it serves, 0 is all of them.
     """
 
     checkpoint: Path
@@ -165,6 +166,7 @@ class CellConfig(_Section):
     num_attention: PositiveInt = 1
     transport: Literal["links", "all_to_all"] = "links"
     num_replicas: PositiveInt = 1
+    min_attention: Annotated[int, Field(ge=0)] = 0
     links: Literal["unix", "tcp"] = "unix"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -185,6 +187,15 @@ class CellConfig(_Section):
     def _replicas_need_links(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and info.data.get("transport") == "all_to_all":
             raise ValueError("must be 1 with all_to_all, whose group has each shard once")
+        return value
+
+    @field_validator("min_attention")
+    @classmethod
+    def _some_attention_workers(cls, value: int, info: ValidationInfo) -> int:
+        if value > (most := info.data.get("num_attention", value)):
+            raise ValueError(f"must be at most num_attention = {most}")
+        if 0 < value < most and info.data.get("transport") == "all_to_all":
+            raise ValueError(f"must be 0 or {most} with all_to_all, whose group is whole or not at all")
         return value
 
     @classmethod

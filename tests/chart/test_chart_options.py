@@ -95,6 +95,15 @@ def test_what_the_chart_works_out_cannot_be_set_beside_it(path: tuple[str, ...])
     [
         ({"attention": {"gpus": 1}}, "config.transport: must be all_to_all"),
         ({"config": {"transport": "all_to_all"}, "experts": {"replicas": 2}}, "experts.replicas"),
+        (
+            {"config": {"transport": "all_to_all"}, "attention": {"autoscaling": {"enabled": True}}},
+            "attention.autoscaling: the group of all_to_all has a fixed number",
+        ),
+        ({"ray": {"enabled": True}, "attention": {"autoscaling": {"enabled": True}}}, "attention.autoscaling: on Ray"),
+        (
+            {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 5}}},
+            "gateway.autoscaling.minReplicas: must be at most maxReplicas = 4, got 5",
+        ),
         ({"tls": {"enabled": True}}, "tls: needs existingSecret, or issuerRef.name"),
         ({"attention": {"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}}, "extraEnv: A"),
     ],

@@ -26,8 +26,11 @@ def test_an_autoscaler_owns_the_number_of_replicas(component: str, target: str, 
 
 
 def test_a_cell_expects_no_more_attention_workers_than_the_autoscaler_may_start() -> None:
-    assert cell_config(render(scaled("attention", "keda")))["num_attention"] == 5
-    assert cell_config(render({"attention": {"replicas": 3}}))["num_attention"] == 3
+    config = cell_config(render(scaled("attention", "keda")))
+    assert (config["num_attention"], config["min_attention"]) == (5, 2)
+    fixed = cell_config(render({"attention": {"replicas": 3}}))
+    assert fixed["num_attention"] == 3
+    assert "min_attention" not in fixed
 
 
 def test_the_signal_is_the_queue_of_this_cell() -> None:

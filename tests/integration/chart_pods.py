@@ -26,7 +26,7 @@ INDEX = "metadata.labels['apps.kubernetes.io/pod-index']"
 
 @dataclass
 class Pod:
-    """One replica of a workload: its template, number and address."""
+    """One replica of a workload: its template, number and address. is_extra: an autoscaler may start it, later."""
 
     name: str
     ip: str
@@ -35,6 +35,7 @@ class Pod:
     folder: Path
     mounts: Mapping[str, Path] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
+    is_extra: bool = False
 
     @property
     def container(self) -> Document:
@@ -140,12 +141,23 @@ class Pods:
             subnet = next(_SUBNETS)
             spec = document["spec"]
             first = spec.get("ordinals", {}).get("start", 0)
-            for number in range(first, first + spec["replicas"]):
+            fewest, most = self._replicas(document)
+            for number in range(first, first + most):
                 name = f"{document['metadata']['name']}-{number}"
                 folder = self._folder / name
                 folder.mkdir(parents=True)
                 ip = f"127.{100 + os.getpid() % 100}.{subnet}.{number + 1}"
-                yield Pod(name, ip, number, spec["template"], folder)
+                yield Pod(name, ip, number, spec["template"], folder, is_extra=number >= first + fewest)
+
+    def _replicas(self, workload: Document) -> tuple[int, int]:
+        """(at first, at most): where an autoscaler owns the number, what it says."""
+        if (fixed := workload["spec"].get("replicas")) is not None:
+            return fixed, fixed
+        name = workload["metadata"]["name"]
+        (spec,) = [
+            d["spec"] for d in self._documents if d.get("spec", {}).get("scaleTargetRef", {}).get("name") == name
+        ]
+        return spec.get("minReplicaCount") or spec["minReplicas"], spec.get("maxReplicaCount") or spec["maxReplicas"]
 
     def _resolve(self) -> Iterator[tuple[str, str]]:
         for document in self._documents:
@@ -204,11 +216,12 @@ class Pods:
 
 @contextmanager
 def running_pods(documents: list[Document], weights: Path, folder: Path) -> Iterator[Pods]:
-    """Every pod started at once, as StatefulSets with parallel management and Deployments do."""
+    """Every pod started at once, as StatefulSets with parallel management and Deployments do; none that are extra."""
     pods = Pods(documents, weights, folder)
     try:
         for pod in pods.pods:
-            pods.start(pod)
+            if not pod.is_extra:
+                pods.start(pod)
         yield pods
     finally:
         pods.kill()

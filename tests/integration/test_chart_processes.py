@@ -77,6 +77,27 @@ def test_a_deleted_shard_comes_back_and_only_then_the_cell_is_ready(pods: Pods) 
 
 
 @pytest.mark.slow
+def test_an_autoscaled_cell_serves_with_the_fewest_workers_and_takes_more(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    scaled = {"autoscaling": {"enabled": True, "minReplicas": 1, "maxReplicas": 2}}
+    small = {"gateway": {"enabled": False}, "experts": {"shards": 1}, "attention": scaled}
+    documents = render(small, file=CHART / "ci" / "laptop-values.yaml")
+    with running_pods(documents, tiny_checkpoint, tmp_path) as pods:
+        (router,), (first, extra) = pods.of("router"), pods.of("attention")
+        for pod in (first, router):
+            pods.await_probe(pod, "readinessProbe", READY_S)
+        with Client(pods.address("-router", 50051)) as client:
+            expected = greedy(client, [1, 2, 3], 8)
+            pods.start(extra)
+            pods.await_probe(extra, "readinessProbe", READY_S)
+            assert len(client.status().workers) == 4
+            # Scaled down again: the highest number goes first, here the lowest is shown to be no more than another.
+            assert pods.stop(first) == 0
+            assert greedy(client, [1, 2, 3], 8) == expected
+
+
+@pytest.mark.slow
 def test_workers_are_rolled_one_by_one_under_load_and_no_request_fails(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """As a changed image tag rolls StatefulSets: the highest number first, the next one when the last is ready."""
     small = {"gateway": {"enabled": False}, "experts": {"shards": 2}, "attention": {"replicas": 2}}

@@ -16,6 +16,7 @@ OWNED = (
     ("model_name",),
     ("num_shards",),
     ("num_attention",),
+    ("min_attention",),
     ("links",),
     ("run_dir",),
     ("collective_address",),

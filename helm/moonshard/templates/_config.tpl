@@ -16,6 +16,10 @@ The cell's configuration, one for all its pods: the user's `config` under what t
     "network" (dict "bind_host" "0.0.0.0" "link_port" .Values.experts.port)
     "timeouts" (dict "drain_s" .Values.router.maxWaitForDrainSeconds)
 -}}
+{{- if .Values.attention.autoscaling.enabled -}}
+  {{- /* The cell serves with as many as the autoscaler leaves; the most it may start still have a place. */ -}}
+  {{- $_ := set $own "min_attention" .Values.attention.autoscaling.minReplicas -}}
+{{- end -}}
 {{- if .Values.ray.enabled -}}
   {{- /* Several workers may share a Ray pod, so each has ports of its own. */ -}}
   {{- $_ := set $own "network" (dict "bind_host" "0.0.0.0" "link_port" 0) -}}

@@ -97,6 +97,18 @@ spec:
 {{- if and (eq (include "moonshard.transport" .) "all_to_all") (gt (int .Values.experts.replicas) 1) -}}
 {{- include "moonshard.refuse" "experts.replicas: transport all_to_all has one copy of each shard, use links" -}}
 {{- end -}}
+{{- if and .Values.attention.autoscaling.enabled (eq (include "moonshard.transport" .) "all_to_all") -}}
+{{- include "moonshard.refuse" "attention.autoscaling: the group of all_to_all has a fixed number of workers, use links" -}}
+{{- end -}}
+{{- if and .Values.attention.autoscaling.enabled .Values.ray.enabled -}}
+{{- include "moonshard.refuse" "attention.autoscaling: on Ray the number of attention workers is fixed, set attention.replicas" -}}
+{{- end -}}
+{{- range $component := list "attention" "gateway" -}}
+{{- $auto := (index $.Values $component).autoscaling -}}
+{{- if and $auto.enabled (gt (int $auto.minReplicas) (int $auto.maxReplicas)) -}}
+{{- include "moonshard.refuse" (printf "%s.autoscaling.minReplicas: must be at most maxReplicas = %d, got %d" $component (int $auto.maxReplicas) (int $auto.minReplicas)) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.tls.enabled (not .Values.tls.existingSecret) (not .Values.tls.issuerRef.name) -}}
 {{- include "moonshard.refuse" "tls: needs existingSecret, or issuerRef.name for cert-manager" -}}
 {{- end -}}

@@ -57,7 +57,12 @@ class Router:
         self._config = config
         self._registry = registry
         topology = Topology(model.num_experts, config.num_shards, config.num_attention, config.num_replicas)
-        membership = Membership(topology, model.checkpoint_id, needs_addresses=config.transport == "links")
+        membership = Membership(
+            topology,
+            model.checkpoint_id,
+            needs_addresses=config.transport == "links",
+            min_attention=config.min_attention,
+        )
         metrics = RouterMetrics(registry, model.name)
         self._connections = Connections()
         guard = Guard(config.router, metrics.rejected)

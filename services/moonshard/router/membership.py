@@ -119,7 +119,7 @@ class Outgoing:
 class Membership:
     """The committed state. needs_addresses: shards must tell a data address, as they do on links.
 
-    is_formed: everybody was ready once.
+    min_attention: attention workers that the first time takes, any of them; 0 is all. is_formed: that time has been.
     """
 
     topology: Topology
@@ -128,6 +128,7 @@ class Membership:
     epoch: int = 1
     workers: Mapping[WorkerId, Worker] = field(default_factory=dict)
     is_formed: bool = False
+    min_attention: int = 0
 
     def join(self, worker: Worker) -> tuple["Membership", list[Outgoing]]:
         """Raises ConfigError when the worker does not belong here."""
@@ -176,7 +177,7 @@ class Membership:
 
     @property
     def is_ready(self) -> bool:
-        """The first time when everybody is; from then on as long as every expert and an attention worker are there."""
+        """The first time when all expected are; from then on while every expert and an attention worker are there."""
         return self.is_formed and all(self.serves(role) for role in Role)
 
     @property
@@ -204,8 +205,13 @@ class Membership:
                 yield f"{worker_id} is loading{_progress(worker.vitals)}"
 
     def _expected(self) -> Iterator[WorkerId]:
+        """All shards, and as many of the attention workers that are not ready as are still waited for."""
         yield from (WorkerId(Role.EXPERT, rank) for rank in range(self.topology.num_expert_workers))
-        yield from (WorkerId(Role.ATTENTION, rank) for rank in range(self.topology.num_attention))
+        ranks = range(self.topology.num_attention)
+        ready = {w.id.rank for w in self._of(Role.ATTENTION) if w.state is WorkerState.READY}
+        wanted = (self.min_attention or len(ranks)) - len(ready)
+        absent = [rank for rank in ranks if rank not in ready]
+        yield from (WorkerId(Role.ATTENTION, rank) for rank in absent[: max(0, wanted)])
 
     def _of(self, role: Role) -> list[Worker]:
         return sorted((w for w in self.workers.values() if w.id.role is role), key=lambda w: w.id.rank)

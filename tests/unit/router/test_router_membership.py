@@ -202,3 +202,32 @@ def test_rates_look_back_over_a_window() -> None:
         window.add(float(second), 100 * second if second < 8 else 700)
     assert window.per_second(9.0) == pytest.approx(300 / 5)
     assert window.per_second(100.0) == 0.0
+
+
+@pytest.mark.parametrize("first", ATTENTION)
+def test_a_cell_that_may_grow_serves_with_the_fewest_it_was_told(first: WorkerId) -> None:
+    """As an autoscaler leaves it: whichever attention worker came, and the others when they come."""
+    state = Membership(TOPOLOGY, "c", min_attention=1)
+    for worker_id in (*SHARDS, first):
+        state, _ = state.join(_worker(worker_id))
+    for worker_id in SHARDS:
+        state, _ = _ready(state, worker_id)
+    assert state.describe_missing() == "attention-0 is loading" if first.rank == 0 else "attention-0 has not joined"
+    state, _ = _ready(state, first)
+    assert state.is_ready
+    assert state.describe_missing() == ""
+    other = next(worker_id for worker_id in ATTENTION if worker_id != first)
+    state, sent = state.join(_worker(other))
+    assert _told(sent) == [(other, state.epoch, [0, 1, 2])]
+    state, _ = _ready(state, other)
+    assert state.kv_tokens == 2 * CREDITS.kv_capacity
+    state, _ = state.lost(first)
+    assert state.is_ready
+
+
+def test_fewer_attention_workers_than_the_least_are_named() -> None:
+    state = Membership(Topology(12, 3, 4), "c", min_attention=3)
+    for worker_id in (*SHARDS, ATTENTION[1]):
+        state, _ = state.join(_worker(worker_id))
+        state, _ = _ready(state, worker_id)
+    assert state.describe_missing() == "attention-0 has not joined, attention-2 has not joined"
