@@ -15,6 +15,7 @@ from moonshard_cluster.commands import (
     bench,
     chaos,
     demo_model,
+    drain,
     experts,
     inspect,
     placement,
@@ -60,6 +61,7 @@ def _root(
 app.command("up")(up.up)
 app.command("chat")(ask.chat)
 app.command("generate")(ask.generate)
+app.command("drain")(drain.drain)
 app.command("restart")(restart.restart)
 app.command("status")(status.status)
 app.command("experts")(experts.experts)

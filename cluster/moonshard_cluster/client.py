@@ -5,7 +5,14 @@ from contextlib import contextmanager
 
 import grpc
 
-from moonshard.errors import MoonshardError, Overloaded, RequestError, Unauthenticated, Unavailable
+from moonshard.errors import (
+    FailedPrecondition,
+    MoonshardError,
+    Overloaded,
+    RequestError,
+    Unauthenticated,
+    Unavailable,
+)
 from moonshard.rpc.tls import open_channel
 from moonshard.v1 import control_pb2, inference_pb2
 from moonshard.v1.control_pb2_grpc import ClusterStub
@@ -47,6 +54,21 @@ class Client:
         with self._failures():
             return self._cluster.GetLoad(request, timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata)
 
+    def drain(
+        self, role: control_pb2.Role.ValueType, rank: int, waits: bool, finish_s: float | None, timeout_s: float
+    ) -> Iterator[control_pb2.DrainProgress]:
+        """Progress of a worker, or of the router, that leaves service. Raises FailedPrecondition when the cell cannot
+        spare it, Unavailable after timeout_s; what has begun goes on."""
+        request = control_pb2.DrainRequest(role=role, rank=rank, waits=waits, finish_s=finish_s)
+        with self._failures():
+            yield from self._cluster.Drain(request, timeout=timeout_s, metadata=self._access.operator_metadata)
+
+    def undrain(self, role: control_pb2.Role.ValueType, rank: int) -> None:
+        """Put a drained worker back into service. Raises FailedPrecondition."""
+        request = control_pb2.DrainRequest(role=role, rank=rank, undo=True)
+        with self._failures():
+            list(self._cluster.Drain(request, timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata))
+
     def model(self) -> inference_pb2.GetModelResponse:
         with self._failures():
             return self._inference.GetModel(
@@ -78,6 +100,8 @@ def _translate(error: grpc.RpcError, address: str) -> MoonshardError:
         return RequestError(field, problem)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(details, retry_after_s=1.0)
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return FailedPrecondition(details)
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return Unauthenticated(f"the router at {address}: {details}")
     return Unavailable(f"the router at {address} answers {code.name}: {details}")

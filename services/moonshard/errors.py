@@ -11,6 +11,7 @@
     ├── DeadlineExceeded       the caller's deadline has passed        gRPC DEADLINE_EXCEEDED
     ├── Aborted                somebody ended the request by its id    gRPC ABORTED
     ├── Unauthenticated        the call's key is missing or wrong      gRPC UNAUTHENTICATED
+    ├── FailedPrecondition     the cell's state forbids it now         gRPC FAILED_PRECONDITION
     ├── Unavailable            not ready, draining, or a worker lost   gRPC UNAVAILABLE
     └── TransportError         the data plane
         ├── ProtocolMismatch   a message that is not the expected one
@@ -75,6 +76,10 @@ class Aborted(MoonshardError):
 
 class Unauthenticated(MoonshardError):
     """The call needs a key and does not bring it."""
+
+
+class FailedPrecondition(MoonshardError):
+    """What was asked for would break what is served now; later it may be possible."""
 
 
 class Unavailable(MoonshardError):

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +68,13 @@ def greedy(client: Client, prompt: list[int], max_tokens: int) -> list[int]:
     return ask(client, prompt, sampling).token_ids
 
 
-def moonshard(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does, to its end."""
+def moonshard(
+    *arguments: str, stdin: str | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, to its end. environment: variables beside this process's own."""
     command = [sys.executable, "-m", "moonshard_cluster.cli", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+    told = {**os.environ, **(environment or {})}
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, env=told)
 
 
 class CommandLineCell:

@@ -129,8 +129,11 @@ FAILURES = Row(
         ),
         Panel(
             "Sequences that moved",
-            "Sequences of lost attention workers that went on elsewhere.",
-            [Query(value("moonshard_sequences_readmitted_total"), "sequences")],
+            "Sequences of lost and of drained attention workers that went on elsewhere.",
+            [
+                Query(value("moonshard_sequences_readmitted_total"), "lost"),
+                Query(value("moonshard_sequences_handed_over_total"), "drained"),
+            ],
             "short",
         ),
     ],

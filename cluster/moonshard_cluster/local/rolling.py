@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from moonshard.errors import ConfigError, Unavailable
+from moonshard.errors import ConfigError, FailedPrecondition, Unavailable
 from moonshard.v1 import control_pb2 as pb
 from moonshard_cluster.client import Client
 
@@ -29,7 +29,8 @@ def missing(status: pb.GetStatusResponse) -> int:
 
 
 def restart_workers(client: Client, limit_s: float, told: Callable[[str], None]) -> None:
-    """Each is asked to end and must be ready again, under another pid, before the next.
+    """Each is drained where the cell can spare it, asked to end, and must be ready again, under another pid, before the
+    next. Rows of a shard without a copy wait for it, sequences of an only attention worker too.
 
     Raises ConfigError for workers of other machines, Unavailable when one is not back within limit_s.
     """
@@ -39,17 +40,25 @@ def restart_workers(client: Client, limit_s: float, told: Callable[[str], None])
         worker = _find(client.status(), (role, rank))
         if worker is None:
             raise Unavailable(f"{name} is gone")
-        _end(worker, name)
+        _check_host(worker, name)
+        _drain(client, worker, limit_s)
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGTERM)
         pid = worker.pid
         status = _await(client, limit_s, lambda it: _is_back(it, (role, rank), pid), f"{name} to be back")  # noqa: B023
         told(f"{name}: pid {pid} ended, {_pid(status, (role, rank))} serves")
 
 
-def _end(worker: pb.WorkerStatus, name: str) -> None:
+def _check_host(worker: pb.WorkerStatus, name: str) -> None:
     if worker.host != (here := socket.gethostname()):
         raise ConfigError("router", f"{name} runs on {worker.host}, this is {here}: restart it there")
-    with suppress(ProcessLookupError):
-        os.kill(worker.pid, signal.SIGTERM)
+
+
+def _drain(client: Client, worker: pb.WorkerStatus, limit_s: float) -> None:
+    """Sequences move at once: a restart need not wait for somebody's long answer."""
+    with suppress(FailedPrecondition):
+        for _ in client.drain(worker.role, worker.rank, False, 0.0, limit_s):
+            pass
 
 
 def _is_back(status: pb.GetStatusResponse, key: Key, old_pid: int) -> bool:

@@ -12,7 +12,9 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from moonshard import log
 from moonshard.config import CellConfig
@@ -67,21 +69,26 @@ async def _run(config: CellConfig, model: ServedModel, lifeline: bool) -> int:
     _listen(stop, lifeline)
     router = Router(config, model, new_registry())
     await router.start()
-    await stop.requested.wait()
-    await _drain_unless_cut(router, stop)
-    await router.close(stop.reason)
-    logger.info("ended: %s", stop.reason)
+    await _first(stop.requested.wait(), router.asked_to_leave.wait())
+    if not stop.cut.is_set():
+        # A SIGTERM while it leaves is the usual end of a pod; the second one cuts.
+        leaves = router.asked_to_leave.is_set() and not stop.requested.is_set()
+        await _first(router.leave() if leaves else router.drain(), stop.cut.wait())
+    reason = stop.reason or "asked to make way"
+    await router.close(reason)
+    logger.info("ended: %s", reason)
     return 0
 
 
-async def _drain_unless_cut(router: Router, stop: Stop) -> None:
-    if stop.cut.is_set():
-        return
-    tasks = (asyncio.create_task(router.drain()), asyncio.create_task(stop.cut.wait()))
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait for one of them, which may fail; the others are cancelled."""
+    tasks = [asyncio.create_task(it) for it in waits]
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in rest:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*rest, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 def _listen(stop: Stop, lifeline: bool) -> None:

@@ -44,6 +44,11 @@ class WorkerAccount:
     def has_slot(self) -> bool:
         return self._free.num_free_seqs > len(self._sent)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing runs there, nothing is on its way there, and the worker has said so."""
+        return not self.flights and not self._sent and self._free.num_free_seqs == self.credits.max_num_seqs
+
     def told(self, free: FreeCredits) -> None:
         for _ in range(min(free.num_admitted - self._free.num_admitted, len(self._sent))):
             self._num_sent_blocks -= self._sent.popleft()

@@ -50,10 +50,14 @@ INFERENCE, WORKERS, CLUSTER = (s.SERVICE_NAME for s in (inference_service, worke
 
 
 class Router:
-    """One cell's router. `start` binds, `drain` lets running requests end, `close` ends everything."""
+    """One cell's router. `start` binds, `drain` lets running requests end, `close` ends everything.
+
+    asked_to_leave: set by an operator's Drain; `leave` is then in place of `drain`.
+    """
 
     def __init__(self, config: CellConfig, model: ServedModel, registry: CollectorRegistry) -> None:
         self.address = ""
+        self.asked_to_leave = asyncio.Event()
         self._config = config
         self._registry = registry
         topology = Topology(model.num_experts, config.num_shards, config.num_attention, config.num_replicas)
@@ -87,7 +91,7 @@ class Router:
             config.router.max_connection_age_s,
         )
         self._cluster = cluster_service.ClusterService(
-            config, model.name, self.cell, self.engine, guard.operator, time.monotonic
+            config, model.name, self.cell, self.engine, guard.operator, time.monotonic, self.asked_to_leave.set
         )
         grammars = Grammars(model.tokenizer, GrammarEngine(model.tokenizer, model.vocab_size, model.eos_token_ids))
         limits = partial(cell_limits, config, model, self.cell)
@@ -127,6 +131,26 @@ class Router:
         logger.info("draining: %d requests to finish", self.engine.num_running + self.engine.num_waiting)
         self.cell.drain()
         await self._server.refuse_probes()
+        await self._finish()
+
+    async def leave(self) -> None:
+        """As `drain`, but make way for a successor: connections are told to go away at once (GOAWAY), new ones are not
+        taken, and workers keep their weights and look for the next router, but for a group of all_to_all."""
+        logger.info("leaving: %d requests to finish", self.engine.num_running + self.engine.num_waiting)
+        self.cell.drain()
+        stopping = asyncio.create_task(self._server.stop(self._config.timeouts.drain_s + GOODBYE_S))
+        try:
+            await self._finish()
+            self.engine.fail_all("the router left before the answer ended")
+            if self._config.transport == "links":
+                self._connections.make_way()
+            else:
+                self._connections.shut_down("the router leaves")
+            await stopping
+        finally:
+            stopping.cancel()
+
+    async def _finish(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.timeouts.drain_s):
                 await self.engine.idle.wait()

@@ -6,6 +6,7 @@ Runs in the event loop's thread; nothing here awaits.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from moonshard.config import CellConfig
@@ -14,7 +15,7 @@ from moonshard.router.engine import Engine
 from moonshard.router.failover_metrics import Losses
 from moonshard.router.load import LoadBook
 from moonshard.router.load_wire import window_from_load
-from moonshard.router.membership import Membership, Outgoing, Role, Worker, WorkerId
+from moonshard.router.membership import Membership, Outgoing, Role, Worker, WorkerId, WorkerState
 from moonshard.router.rates import RateWindow
 from moonshard.router.wire import (
     credits_from_ready,
@@ -78,6 +79,7 @@ class Cell:
         self._patience: asyncio.TimerHandle | None = None
         self.losses = Losses()
         self.is_draining = False
+        self._watchers: list[asyncio.Event] = []
         self._gate()
 
     @property
@@ -106,6 +108,8 @@ class Cell:
             yield
             updates = begun
         self._engine.update(worker_id.rank, updates, free)
+        if self.membership.workers[worker_id].state is WorkerState.DRAINING:
+            self._ring()
 
     def receive(self, worker_id: WorkerId, message: pb.WorkerMessage) -> None:
         """Any message but the join and outputs. Raises ConfigError for one that breaks the protocol."""
@@ -129,7 +133,8 @@ class Cell:
         self._connections.close(connection)
         del self._pulses[worker.id]
         logger.log(logging.INFO if self.is_draining else logging.ERROR, "%s lost: %s", worker.describe(), problem)
-        self.losses.lost[worker.id.role] += self.membership.is_formed
+        if worker.state is not WorkerState.DRAINING:
+            self.losses.lost[worker.id.role] += self.membership.is_formed
         self._commit(*self.membership.lost(worker.id))
         self._fail_requests_of(worker, f"{worker.describe()} lost: {problem}")
         self._await_recovery()
@@ -145,6 +150,21 @@ class Cell:
         """Refuse new requests from now on."""
         self.is_draining = True
         self._gate()
+
+    def serve_with(self, worker_id: WorkerId, serves: bool) -> None:
+        """Take a worker out of service, or back into it."""
+        logger.info("%s: %s", worker_id, "back in service" if serves else "out of service")
+        self._commit(*self.membership.in_service(worker_id, serves))
+
+    @contextmanager
+    def watching(self) -> Iterator[asyncio.Event]:
+        """Set whenever the membership changed, or what a draining worker runs; its waiter clears it."""
+        watcher = asyncio.Event()
+        self._watchers.append(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.remove(watcher)
 
     def statuses(self) -> Iterable[pb.WorkerStatus]:
         """Of the joined workers, shards first."""
@@ -236,3 +256,8 @@ class Cell:
         else:
             self._engine.refusal = f"not ready: {self.membership.describe_missing()}"
         self.changed.set()
+        self._ring()
+
+    def _ring(self) -> None:
+        for watcher in self._watchers:
+            watcher.set()

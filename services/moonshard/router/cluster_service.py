@@ -1,9 +1,11 @@
 """moonshard.v1.Cluster: what operators and the launcher ask."""
 
+import asyncio
+import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import psutil
@@ -11,11 +13,17 @@ import psutil
 from moonshard.config import CellConfig
 from moonshard.errors import RequestError
 from moonshard.router.cell import Cell
+from moonshard.router.drains import Drains, Progress
 from moonshard.router.engine import Engine
 from moonshard.router.load_wire import load_response
+from moonshard.router.membership import WorkerId
 from moonshard.router.operator_key import OperatorKey
+from moonshard.router.wire import ROLES
 from moonshard.v1 import control_pb2 as pb
 from moonshard.v1.control_pb2_grpc import ClusterServicer
+
+FINISH_S_MAX = 86_400.0
+PROGRESS_S = 1.0  # how often a router that leaves says how far it is
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Cluster"].full_name
 
@@ -31,7 +39,9 @@ class ClusterService(ClusterServicer):
         engine: Engine,
         operator: OperatorKey,
         clock: Callable[[], float],
+        leave: Callable[[], None],
     ) -> None:
+        """leave: have the router make way; returns at once."""
         self.metrics_address = ""
         self._config = config
         self._model_name = model_name
@@ -39,6 +49,8 @@ class ClusterService(ClusterServicer):
         self._engine = engine
         self._operator = operator
         self._clock = clock
+        self._leave = leave
+        self._drains = Drains(cell, engine)
         self._process = psutil.Process()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
@@ -74,6 +86,35 @@ class ClusterService(ClusterServicer):
         matrix = book.matrix(request.window_s, self._clock())
         return load_response(matrix, model_name=self._model_name, history_s=book.history_s, taken_at_s=time.time())
 
+    async def Drain(self, request: pb.DrainRequest, context: Any) -> AsyncIterator[pb.DrainProgress]:
+        if request.role == pb.ROLE_ROUTER:
+            async for progress in self._make_way(request):
+                yield _progress(progress)
+            return
+        if request.role not in ROLES:
+            raise RequestError("role", f"must be router, attention or expert, got {request.role}")
+        worker_id = WorkerId(ROLES[request.role], request.rank)
+        if request.undo:
+            self._drains.undo(worker_id)
+            return
+        finish_s = request.finish_s if request.HasField("finish_s") else self._config.timeouts.drain_s
+        # Written so that NaN is refused too.
+        if not 0 <= finish_s <= FINISH_S_MAX:
+            raise RequestError("finish_s", f"must be in 0..{FINISH_S_MAX:g}, got {finish_s:g}")
+        async for progress in self._drains.drain(worker_id, finish_s, request.waits):
+            yield _progress(progress)
+
+    async def _make_way(self, request: pb.DrainRequest) -> AsyncIterator[Progress]:
+        if request.undo:
+            raise RequestError("undo", "a router that leaves cannot be held back")
+        self._leave()
+        deadline = self._clock() + self._config.timeouts.drain_s
+        while not (idle := self._engine.idle.is_set()) and self._clock() < deadline:
+            yield Progress(False, self._engine.num_running + self._engine.num_waiting)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._engine.idle.wait(), PROGRESS_S)
+        yield Progress(idle, self._engine.num_running + self._engine.num_waiting)
+
     def _own_status(self) -> pb.WorkerStatus:
         return pb.WorkerStatus(
             role=pb.ROLE_ROUTER,
@@ -83,3 +124,9 @@ class ClusterService(ClusterServicer):
             metrics_address=self.metrics_address,
             resident_bytes=self._process.memory_info().rss,
         )
+
+
+def _progress(progress: Progress) -> pb.DrainProgress:
+    return pb.DrainProgress(
+        is_drained=progress.is_drained, num_sequences=progress.num_sequences, waits_for=progress.waits_for
+    )

@@ -18,12 +18,13 @@ MAX_PENDING = 4096
 class Connection:
     """Messages to one worker, in order. `cut` breaks the stream of a worker that has stopped reading.
 
-    last_words: why the worker leaves, when it said so.
+    last_words: why the worker leaves, when it said so. makes_way: the stream ends because another router comes.
     """
 
     def __init__(self, worker_id: WorkerId, cut: Callable[[], object]) -> None:
         self.worker_id = worker_id
         self.last_words = ""
+        self.makes_way = False
         self._cut = cut
         self._outbox: deque[pb.RouterMessage] = deque()
         self._changed = asyncio.Event()
@@ -88,6 +89,12 @@ class Connections:
     def end_all(self) -> None:
         """End the streams of workers that did not leave when they were asked to."""
         for connection in self._open.values():
+            connection.end()
+
+    def make_way(self) -> None:
+        """End every stream so that the worker seeks this router's successor."""
+        for connection in self._open.values():
+            connection.makes_way = True
             connection.end()
 
     async def all_closed(self) -> None:

@@ -142,6 +142,31 @@ class Engine:
         self._pump()
         return len(flights)
 
+    def close_worker(self, rank: int) -> None:
+        """Admit nobody there any more; what runs goes on."""
+        self._fleet.close(rank)
+
+    def reopen_worker(self, rank: int) -> None:
+        self._fleet.reopen(rank)
+        self._pump()
+
+    def hand_over(self, rank: int) -> int:
+        """A closed worker's sequences go on elsewhere with their output so far, before everybody who waits. Returns how
+        many they are. The worker must be quiet before it is opened again: what it still says of them is void."""
+        flights = self._fleet.flights_of(rank)
+        for flight in flights:
+            self._cut(flight)
+            self._return(flight)
+        self._pump()
+        return len(flights)
+
+    def num_running_at(self, rank: int) -> int:
+        return len(self._fleet.flights_of(rank))
+
+    def is_quiet(self, rank: int) -> bool:
+        """Whether the worker runs nothing and has said so."""
+        return self._fleet.is_quiet(rank)
+
     def fail_all(self, problem: str) -> None:
         """Fail every request, waiting or running, with Unavailable; workers forget the running ones."""
         flights = [entry.item for entry in self._entries.values()]

@@ -18,6 +18,7 @@ class Losses:
         self.lost: Tally[Role] = Tally()
         self.returned: Tally[Role] = Tally()
         self.num_readmitted = 0
+        self.num_handed_over = 0
 
 
 def register_failover_metrics(
@@ -50,6 +51,13 @@ def register_failover_metrics(
             Counter,
             ["model_name"],
             lambda: [(own, losses.num_readmitted)],
+        ),
+        Family(
+            "moonshard_sequences_handed_over",
+            "Sequences of drained attention workers that went on elsewhere",
+            Counter,
+            ["model_name"],
+            lambda: [(own, losses.num_handed_over)],
         ),
         Family(
             "moonshard_membership_epoch",

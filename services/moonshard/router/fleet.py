@@ -11,8 +11,11 @@ from moonshard.router.queue import Entry
 
 
 class Fleet:
+    """Workers that are closed keep what they run and get nothing new."""
+
     def __init__(self) -> None:
         self._accounts: dict[int, WorkerAccount] = {}
+        self._closed: set[int] = set()
         self._prefixes = PrefixIndex()
 
     def __len__(self) -> int:
@@ -24,7 +27,11 @@ class Fleet:
 
     @property
     def has_slot(self) -> bool:
-        return any(account.has_slot for account in self._accounts.values())
+        return any(account.has_slot for account in self._open)
+
+    @property
+    def _open(self) -> list[WorkerAccount]:
+        return [account for rank, account in self._accounts.items() if rank not in self._closed]
 
     def has(self, rank: int) -> bool:
         return rank in self._accounts
@@ -36,7 +43,19 @@ class Fleet:
         """A worker that runs nothing any more."""
         assert not self._accounts[rank].flights, "its sequences were failed or returned"
         del self._accounts[rank]
+        self._closed.discard(rank)
         self._prefixes.forget(rank)
+
+    def close(self, rank: int) -> None:
+        self._closed.add(rank)
+
+    def reopen(self, rank: int) -> None:
+        self._closed.discard(rank)
+
+    def is_quiet(self, rank: int) -> bool:
+        """Whether the worker runs nothing and has said so."""
+        account = self._accounts.get(rank)
+        return account is None or account.is_quiet
 
     def flights_of(self, rank: int) -> Sequence[Flight]:
         account = self._accounts.get(rank)
@@ -52,7 +71,7 @@ class Fleet:
             account.told(free)
 
     def rooms(self, keeps_reserve: bool) -> dict[int, Room]:
-        return {rank: account.room(keeps_reserve) for rank, account in self._accounts.items()}
+        return {account.rank: account.room(keeps_reserve) for account in self._open}
 
     def demand(self, entry: Entry[Flight], is_newcomer: bool) -> Demand:
         flight = entry.item

@@ -8,6 +8,7 @@ starts the next one, which the attention workers are told of; who holds an older
     ready     ──►    when every expert is covered:   ──►   Members(epoch, live copies of the shards)
                                                      ◄──   ready(credits), once connected to every shard
     lost      ──►    epoch + 1                       ──►   Members, to those that are ready
+    (drain)          epoch + 1                       ──►   Members, without a shard that lives but is out of service
     ready     ──►    epoch + 1                       ──►   Members
 """
 
@@ -29,6 +30,7 @@ class Role(Enum):
 class WorkerState(Enum):
     LOADING = "loading"
     READY = "ready"
+    DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,14 @@ class Membership:
         was_serving = self.is_formed and worker_id.role is Role.EXPERT
         return state, state._published() if was_serving else []
 
+    def in_service(self, worker_id: WorkerId, serves: bool) -> tuple["Membership", list[Outgoing]]:
+        """With a worker that was ready out of service though it lives, or back in it; in the next epoch."""
+        worker = self.workers[worker_id]
+        assert worker.state is not WorkerState.LOADING, f"{worker_id} was never in service"
+        state = self._with(replace(worker, state=WorkerState.READY if serves else WorkerState.DRAINING))
+        state = replace(state, epoch=self.epoch + 1)
+        return state, state._published() if worker_id.role is Role.EXPERT else []
+
     @property
     def coverage(self) -> Coverage:
         """Of the experts by the shards that are ready."""
@@ -203,6 +213,8 @@ class Membership:
                 yield f"{worker_id} has not joined"
             elif worker.state is WorkerState.LOADING:
                 yield f"{worker_id} is loading{_progress(worker.vitals)}"
+            elif worker.state is WorkerState.DRAINING:
+                yield f"{worker_id} is drained"
 
     def _expected(self) -> Iterator[WorkerId]:
         """All shards, and as many of the attention workers that are not ready as are still waited for."""
@@ -230,7 +242,9 @@ class Membership:
     def _published(self) -> list[Outgoing]:
         """Members to the attention workers; those that have not met the shards yet wait until every expert is there."""
         complete = self.coverage.complete
-        told = [w for w in self._of(Role.ATTENTION) if complete or (self.is_formed and w.state is WorkerState.READY)]
+        told = [
+            w for w in self._of(Role.ATTENTION) if complete or (self.is_formed and w.state is not WorkerState.LOADING)
+        ]
         return [Outgoing(worker.id, self._members()) for worker in told]
 
     def _check_joining(self, worker: Worker) -> None:
@@ -249,7 +263,7 @@ class Membership:
             raise ConfigError("experts", f"{worker.id} must hold {_span(expected)}, got {_span(worker.experts)}")
 
     def _check_ready(self, worker: Worker, data_address: str, credits: Credits | None) -> None:
-        if worker.state is WorkerState.READY:
+        if worker.state is not WorkerState.LOADING:
             raise ConfigError("ready", f"{worker.id} is ready already")
         if worker.id.role is Role.EXPERT and self.needs_addresses and not data_address:
             raise ConfigError("data_address", f"{worker.id} must tell where its links listen, got none")

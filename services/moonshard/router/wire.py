@@ -13,7 +13,11 @@ from moonshard.v1 import control_pb2 as pb
 
 ROLES = {pb.ROLE_ATTENTION: Role.ATTENTION, pb.ROLE_EXPERT: Role.EXPERT}
 ROLE_NUMBERS = {role: number for number, role in ROLES.items()}
-STATE_NUMBERS = {WorkerState.LOADING: pb.WORKER_STATE_LOADING, WorkerState.READY: pb.WORKER_STATE_READY}
+STATE_NUMBERS = {
+    WorkerState.LOADING: pb.WORKER_STATE_LOADING,
+    WorkerState.READY: pb.WORKER_STATE_READY,
+    WorkerState.DRAINING: pb.WORKER_STATE_DRAINING,
+}
 
 
 def worker_from_join(join: pb.Join) -> Worker:

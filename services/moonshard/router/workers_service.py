@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from moonshard.errors import ConfigError
+from moonshard.errors import ConfigError, Unavailable
 from moonshard.router.cell import Cell
 from moonshard.router.connections import Connection
 from moonshard.v1 import control_pb2 as pb
@@ -31,6 +31,8 @@ class WorkersService(WorkersServicer):
             async for message in connection.messages():
                 yield message
             problem = "the router ended"
+            if connection.makes_way:
+                raise Unavailable("this router makes way for another")  # the code that a worker seeks the next one at
             if reader.done():
                 reader.result()  # raises what the reader met
                 problem = connection.last_words or "it left"

@@ -23,6 +23,7 @@ from moonshard.errors import (
     ConfigError,
     DeadlineExceeded,
     DuplicateRequest,
+    FailedPrecondition,
     MoonshardError,
     Overloaded,
     RequestError,
@@ -49,6 +50,7 @@ CODES: tuple[tuple[type[MoonshardError], grpc.StatusCode], ...] = (
     (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
+    (FailedPrecondition, grpc.StatusCode.FAILED_PRECONDITION),
 )
 
 

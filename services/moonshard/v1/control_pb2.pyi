@@ -909,6 +909,73 @@ class ShardLoad(_message.Message):
 Global___ShardLoad: _TypeAlias = ShardLoad  # noqa: Y015
 
 @_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    FINISH_S_FIELD_NUMBER: _builtins.int
+    role: Global___Role.ValueType
+    rank: _builtins.int
+    """as in Join; none for the router"""
+    undo: _builtins.bool
+    """put a drained worker back into service"""
+    waits: _builtins.bool
+    """wait until the cell can spare it instead of failing"""
+    finish_s: _builtins.float
+    """How long an attention worker's sequences may go on there before other workers take them over; unset is the
+    configuration's `timeouts.drain_s`.
+    """
+    def __init__(
+        self,
+        *,
+        role: Global___Role.ValueType = ...,
+        rank: _builtins.int = ...,
+        undo: _builtins.bool = ...,
+        waits: _builtins.bool = ...,
+        finish_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finish_s", b"_finish_s", "finish_s", b"finish_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish_s", b"_finish_s", "finish_s", b"finish_s", "rank", b"rank", "role", b"role", "undo", b"undo", "waits", b"waits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__finish_s: _TypeAlias = _typing.Literal["finish_s"]  # noqa: Y015
+    _WhichOneofArgType__finish_s: _TypeAlias = _typing.Literal["_finish_s", b"_finish_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finish_s) -> _WhichOneofReturnType__finish_s | None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_DRAINED_FIELD_NUMBER: _builtins.int
+    NUM_SEQUENCES_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    is_drained: _builtins.bool
+    """the worker's process, or the router's, may end: nothing is lost with it"""
+    num_sequences: _builtins.int
+    """still running there"""
+    waits_for: _builtins.str
+    """in words, when it has not begun: what keeps the worker from leaving"""
+    def __init__(
+        self,
+        *,
+        is_drained: _builtins.bool = ...,
+        num_sequences: _builtins.int = ...,
+        waits_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_drained", b"is_drained", "num_sequences", b"num_sequences", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainProgress: _TypeAlias = DrainProgress  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

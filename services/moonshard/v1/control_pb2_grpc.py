@@ -120,6 +120,11 @@ class ClusterStub:
                 request_serializer=moonshard_dot_v1_dot_control__pb2.GetLoadRequest.SerializeToString,
                 response_deserializer=moonshard_dot_v1_dot_control__pb2.GetLoadResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/moonshard.v1.Cluster/Drain',
+                request_serializer=moonshard_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
+                response_deserializer=moonshard_dot_v1_dot_control__pb2.DrainProgress.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -139,6 +144,14 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Take a worker out of service, or have the router make way for its successor. A message for every change until it is
+        done; FAILED_PRECONDITION when the cell cannot spare it. A caller who leaves does not stop a drain that has begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +164,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.GetLoad,
                     request_deserializer=moonshard_dot_v1_dot_control__pb2.GetLoadRequest.FromString,
                     response_serializer=moonshard_dot_v1_dot_control__pb2.GetLoadResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=moonshard_dot_v1_dot_control__pb2.DrainRequest.FromString,
+                    response_serializer=moonshard_dot_v1_dot_control__pb2.DrainProgress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -208,6 +226,33 @@ class Cluster:
             '/moonshard.v1.Cluster/GetLoad',
             moonshard_dot_v1_dot_control__pb2.GetLoadRequest.SerializeToString,
             moonshard_dot_v1_dot_control__pb2.GetLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/moonshard.v1.Cluster/Drain',
+            moonshard_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
+            moonshard_dot_v1_dot_control__pb2.DrainProgress.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,10 @@ class ClusterStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetStatusRequest, _control_pb2.GetStatusResponse]
     GetLoad: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetLoadRequest, _control_pb2.GetLoadResponse]
     """What every expert of every layer has served. Needs the operator's key: fine counts can give prompts away."""
+    Drain: _grpc.UnaryStreamMultiCallable[_control_pb2.DrainRequest, _control_pb2.DrainProgress]
+    """Take a worker out of service, or have the router make way for its successor. A message for every change until it is
+    done; FAILED_PRECONDITION when the cell cannot spare it. A caller who leaves does not stop a drain that has begun.
+    """
 
 @_typing.type_check_only
 class ClusterAsyncStub(ClusterStub):
@@ -75,6 +79,10 @@ class ClusterAsyncStub(ClusterStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_control_pb2.GetStatusRequest, _control_pb2.GetStatusResponse]  # type: ignore[assignment]
     GetLoad: _aio.UnaryUnaryMultiCallable[_control_pb2.GetLoadRequest, _control_pb2.GetLoadResponse]  # type: ignore[assignment]
     """What every expert of every layer has served. Needs the operator's key: fine counts can give prompts away."""
+    Drain: _aio.UnaryStreamMultiCallable[_control_pb2.DrainRequest, _control_pb2.DrainProgress]  # type: ignore[assignment]
+    """Take a worker out of service, or have the router make way for its successor. A message for every change until it is
+    done; FAILED_PRECONDITION when the cell cannot spare it. A caller who leaves does not stop a drain that has begun.
+    """
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router, for operators and for the launcher."""
@@ -93,5 +101,15 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.GetLoadResponse, _abc.Awaitable[_control_pb2.GetLoadResponse]]:
         """What every expert of every layer has served. Needs the operator's key: fine counts can give prompts away."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _control_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.DrainProgress], _abc.AsyncIterator[_control_pb2.DrainProgress]]:
+        """Take a worker out of service, or have the router make way for its successor. A message for every change until it is
+        done; FAILED_PRECONDITION when the cell cannot spare it. A caller who leaves does not stop a drain that has begun.
+        """
 
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -112,7 +112,7 @@ def small_config(run_dir: Path, **values: Any) -> CellConfig:
 
 def join_message(role: pb.Role.ValueType, rank: int, num_shards: int = 2, **values: Any) -> pb.Join:
     per_shard = NUM_EXPERTS // num_shards
-    first = rank * per_shard if role == pb.ROLE_EXPERT else 0
+    first = rank % num_shards * per_shard if role == pb.ROLE_EXPERT else 0
     end = first + per_shard if role == pb.ROLE_EXPERT else 0
     defaults: dict[str, Any] = {
         "role": role, "rank": rank, "pid": 1000 + rank, "host": "here", "metrics_address": "127.0.0.1:1",
@@ -244,7 +244,7 @@ async def started_router(config: CellConfig, model: ServedModel | None = None) -
 async def ready_cell(config: CellConfig, model: ServedModel | None = None, **credits: int) -> AsyncIterator[PeerCell]:
     """A router with all its shards and attention workers ready."""
     async with started_router(config, model) as cell:
-        for rank in range(config.num_shards):
+        for rank in range(config.num_shards * config.num_replicas):
             cell.shards.append(await _joined(cell, pb.ROLE_EXPERT, rank, config.num_shards))
         for rank in range(config.num_attention):
             cell.attention.append(await _joined(cell, pb.ROLE_ATTENTION, rank, config.num_shards))
