@@ -48,7 +48,9 @@ class Shard:
         self.seen: list[int] = []
         self.asked = 0
         if answering:
-            table = ExpertTable(self.pool, self.experts, "int8", self.counters.tally, self._observe)
+            table = ExpertTable(
+                self.pool, self.experts, "int8", self.counters.tally, self.counters.experts, self._observe
+            )
             assert self.endpoint.answer_with(table)
 
     def _observe(self, rows: int, compute_s: float) -> None:
@@ -135,7 +137,7 @@ def test_without_the_library_nothing_is_answered(tmp_path: Path, monkeypatch: py
     use_engine("native", monkeypatch)
     spec = make_spec(num_shards=1, num_experts=12, hidden_size=HIDDEN)
     pool = Pool(1)
-    table = ExpertTable(pool, make_experts(spec, pool), "int8", Tally(3, 12), lambda *_: None)
+    table = ExpertTable(pool, make_experts(spec, pool), "int8", Tally(3, 12), range(12), lambda *_: None)
     use_engine("python", monkeypatch)
     with closing(LinkEndpoint(spec, 0, f"unix:{tmp_path}/0.sock")) as endpoint:
         assert not endpoint.answer_with(table)

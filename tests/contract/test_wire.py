@@ -12,6 +12,7 @@ from moonshard.errors import ConfigError, ProtocolMismatch
 from moonshard.transport import wire
 from moonshard.transport.contract import mask_foreign
 from moonshard.transport.links.routing import split_by_shard
+from moonshard.transport.routing_table import RoutingTable
 from moonshard.transport.wire import Header, Kind
 from tests.contract.transport_cluster import make_rows, make_spec
 
@@ -86,13 +87,15 @@ def test_rows_travel_as_float32_or_bfloat16_only() -> None:
 def test_split_by_shard_agrees_with_the_slow_way(num_rows: int, first: int, count: int, seed: int) -> None:
     spec = make_spec()
     _, ids_TK, _ = make_rows(spec, num_rows, seed, range(first, min(48, first + count)))
-    routes = {route.shard: route for route in split_by_shard(ids_TK.numpy(), spec)}
+    shards_TK = RoutingTable(spec).choose(1, 0, ids_TK.numpy())
+    routes = {route.shard: route for route in split_by_shard(ids_TK.numpy(), shards_TK, spec)}
     for shard in range(spec.num_shards):
         masked_TK = mask_foreign(ids_TK, spec.experts_of(shard))
         rows = (masked_TK >= 0).any(1).nonzero().squeeze(1)
         assert (shard in routes) == bool(len(rows))
         if shard in routes:
-            _, rows_R, ids_RK = routes[shard]
+            _, rows_R, ids_RK, num_sums = routes[shard]
+            assert num_sums == len(ids_RK)
             assert (list(range(num_rows)) if rows_R is None else rows_R.tolist()) == rows.tolist()
             assert ids_RK.tolist() == masked_TK[rows].tolist()
 
@@ -101,6 +104,30 @@ def test_split_by_hand() -> None:
     """Two shards of two experts."""
     spec = make_spec(num_experts=4, num_shards=2, top_k=2)
     ids_TK = np.array([[0, 3], [1, 0], [2, 3]], np.int32)
-    first, second = split_by_shard(ids_TK, spec)
+    first, second = split_by_shard(ids_TK, RoutingTable(spec).choose(1, 0, ids_TK), spec)
     assert (first.shard, first.rows_R.tolist(), first.ids_RK.tolist()) == (0, [0, 1], [[0, -1], [1, 0]])
     assert (second.shard, second.rows_R.tolist(), second.ids_RK.tolist()) == (1, [0, 2], [[-1, 3], [2, 3]])
+
+
+def test_sums_by_expert_by_hand() -> None:
+    """Expert 1 has a copy at each shard, which take turns; expert 2 has moved to the first."""
+    spec = make_spec(num_experts=4, num_shards=2, top_k=2, moe_layers=(1,), sums="expert")
+    table = RoutingTable(spec, [((0, 1, 2), (1, 3))])
+    ids_TK = np.array([[0, 1], [1, 0], [2, 3], [1, -1]], np.int32)
+    assert table.choose(1, 0, ids_TK).tolist() == [[0, 1], [0, 0], [0, 1], [0, -1]]
+    assert table.choose(1, 1, ids_TK).tolist() == [[0, 0], [1, 0], [0, 1], [1, -1]]
+    first, second = split_by_shard(ids_TK, table.choose(1, 1, ids_TK), spec)
+    assert first.rows_R is not None
+    assert (first.rows_R.tolist(), first.ids_RK.tolist()) == ([0, 1, 2], [[0, 1], [-1, 0], [2, -1]])
+    assert (first.num_sums, first.places().tolist()) == (4, [0, 1, 3, 4])
+    assert (second.num_sums, second.places().tolist()) == (3, [2, 5, 6])
+
+
+def test_a_table_must_hold_every_expert() -> None:
+    spec = make_spec(num_experts=4, num_shards=2, top_k=2, moe_layers=(5,), sums="expert")
+    with pytest.raises(ConfigError, match="placement: expert 2 has no copy in layer 5"):
+        RoutingTable(spec, [((0, 1), (1, 3))])
+    with pytest.raises(ConfigError, match="placement: must have 1 layers, got 2"):
+        RoutingTable(spec, [((0, 1), (2, 3))] * 2)
+    with pytest.raises(ConfigError, match="placement: sums by shard need contiguous blocks"):
+        RoutingTable(make_spec(num_experts=4, num_shards=2, top_k=2, moe_layers=(5,)), [((0, 2), (1, 3))])

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from moonshard.experts.counters import LoadCounters
 from moonshard.model.native_experts import NativeExpertStack
 from moonshard.transport.contract import ExpertBatch
 from moonshard.transport.links import ExpertTable
+from moonshard.transport.slots import Slots
 
 
 class Stack(Protocol):
@@ -17,17 +19,29 @@ class Stack(Protocol):
     def forward(self, x_RD: Tensor, topk_ids_RK: Tensor, topk_weights_RK: Tensor) -> Tensor:
         """Weighted sum of these experts per row, FP32 [R, D]; ids are logical, -1 is elsewhere."""
 
+    def forward_apart(self, x_RD: Tensor, topk_ids_RK: Tensor, topk_weights_RK: Tensor, slots_E: Tensor) -> Tensor:
+        """Weighted output of each id that is not -1, FP32 [P, D]; slots_E: where each logical expert lies."""
+
 
 class Shard:
-    """stacks: one per MoE layer, all with the same range of logical experts."""
+    """stacks: one per MoE layer, all with the same range of logical experts at the start.
 
-    def __init__(self, stacks: Mapping[int, Stack], experts: range) -> None:
+    slots: where experts lie, if they may move; then outputs stay apart and any logical expert may be counted.
+    """
+
+    def __init__(self, stacks: Mapping[int, Stack], experts: range, slots: Slots | None = None) -> None:
         self._stacks = stacks
-        self.counters = LoadCounters(tuple(sorted(stacks)), experts)
+        self._slots = slots
+        counted = range(slots.slots_LE.shape[1]) if slots else experts
+        self.counters = LoadCounters(tuple(sorted(stacks)), counted)
 
     def compute(self, batch: ExpertBatch) -> Tensor:
-        """Weighted sum of this shard's experts per row: y_RD, float32. Counts the rows."""
-        y_RD = self._stacks[batch.layer].forward(batch.x_RD, batch.topk_ids_RK, batch.topk_weights_RK)
+        """Weighted sum of this shard's experts per row: y_RD, float32; or each output apart. Counts the rows."""
+        stack, asked = self._stacks[batch.layer], (batch.x_RD, batch.topk_ids_RK, batch.topk_weights_RK)
+        if self._slots:
+            y_RD = stack.forward_apart(*asked, torch.from_numpy(self._slots.of_layer(batch.layer)))
+        else:
+            y_RD = stack.forward(*asked)
         self.counters.add(batch.layer, batch.topk_ids_RK.cpu().numpy())
         return y_RD
 
@@ -47,4 +61,4 @@ class Shard:
 
         one = next(iter(stacks.values()))
         layers = {layer: stack.kernels for layer, stack in stacks.items()}
-        return ExpertTable(one.pool, layers, one.precision, self.counters.tally, count)
+        return ExpertTable(one.pool, layers, one.precision, self.counters.tally, self.counters.experts, count)

@@ -85,27 +85,37 @@ class Int4Experts:
         topk_weights_RK: torch.Tensor,
         out_RD: torch.Tensor | None = None,
         precision: Precision = "int8",
+        slots_E: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Weighted sum of the experts here that each row asks for, float32 [R, D], in ascending order of experts.
 
         x float32 or bfloat16 with rows at any stride; ids int32 or int64, logical, others' and -1 skipped; weights
         float32; both contiguous. `out_RD`: float32, rows at any stride, must not overlap x. An infinity or a NaN
         makes its row NaN. ValueError for other shapes or types.
+
+        slots_E: int32, where each logical expert lies, -1: not here. Then the outputs stay apart: [P, D], one for each
+        id that is not -1, in their order, and NaN for an expert that is not here.
         """
         rows, slots = topk_ids_RK.shape
         x_stride = row_stride("x", x_RD, FLOATS, self.width)
         wide = topk_ids_RK.dtype == torch.int64
         _check_matrix("topk_ids", topk_ids_RK, torch.int64 if wide else torch.int32, (rows, slots))
         _check_matrix("topk_weights", topk_weights_RK, torch.float32, (rows, slots))
-        y_RD = torch.empty(rows, self.width) if out_RD is None else out_RD
+        num_sums = rows if slots_E is None else int((topk_ids_RK >= 0).sum())
+        first, num_experts, local = self.first_expert, self.num_experts, None
+        if slots_E is not None:
+            _check_matrix("slots", slots_E, torch.int32, (len(slots_E),))
+            first, num_experts, local = 0, len(slots_E), slots_E.data_ptr()
+        y_RD = torch.empty(num_sums, self.width) if out_RD is None else out_RD
         y_stride = row_stride("out", y_RD, (torch.float32,), self.width)
-        if not rows == x_RD.shape[0] == y_RD.shape[0]:
-            raise ValueError(f"rows: {rows} in topk_ids, {x_RD.shape[0]} in x, {y_RD.shape[0]} in out")
+        if rows != x_RD.shape[0] or num_sums != y_RD.shape[0]:
+            raise ValueError(f"rows: {rows} in topk_ids, {x_RD.shape[0]} in x, {y_RD.shape[0]} for {num_sums} in out")
         # fmt: off
         check(native().ms_experts(
-            pool.handle, self._panels.data_ptr(), self.width, self.hidden, self.first_expert, self.num_experts,
+            pool.handle, self._panels.data_ptr(), self.width, self.hidden, first, num_experts,
             x_RD.data_ptr(), TYPES[x_RD.dtype], x_stride, rows, topk_ids_RK.data_ptr(), wide,
             topk_weights_RK.data_ptr(), slots, y_RD.data_ptr(), y_stride, PRECISIONS[precision],
+            local, slots_E is not None,
         ))
         # fmt: on
         return y_RD

@@ -19,12 +19,13 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     # pool, words, scales, outputs, inputs, to, panel_stride
     "ms_repack": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64]),
     # pool, panels, width, hidden, first, experts,
-    # x, x_type, x_stride, rows, ids, wide_ids, weights, slots, y, y_stride, precision
+    # x, x_type, x_stride, rows, ids, wide_ids, weights, slots, y, y_stride, precision, local, apart
     "ms_experts": (
         c_int32,
         [
             *(c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64),
             *(c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int64, c_void_p, c_int64, c_int32),
+            *(c_void_p, c_int32),
         ],
     ),
     # pool, weights, stride, panels, outputs, inputs

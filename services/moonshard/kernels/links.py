@@ -55,6 +55,7 @@ class LinkRecord(ctypes.Structure):
         ("step", c_uint64),
         ("layer", c_int32),
         ("num_rows", c_int32),
+        ("num_sums", c_int64),
         ("sent_bytes", c_int64),
         ("received_bytes", c_int64),
         ("waited_ns", c_int64),
@@ -62,17 +63,22 @@ class LinkRecord(ctypes.Structure):
 
 
 class LinkShape(ctypes.Structure):
-    """As `LinkShape` in native/link.h. dispatch, reply: headers to fill in; layers: int32, kept alive by the caller."""
+    """As `LinkShape` in native/link.h. dispatch, reply: headers to fill in; arrays: int32, kept alive elsewhere."""
 
     _fields_ = (
         ("dispatch", c_uint8 * HEADER_BYTES),
         ("reply", c_uint8 * HEADER_BYTES),
         ("row_bytes", c_int64),
-        ("experts_per_shard", c_int64),
+        ("num_experts", c_int64),
         ("num_shards", c_int64),
         ("max_rows", c_int64),
         ("layers", c_void_p),
         ("num_layers", c_int64),
+        ("sums_by_expert", c_int64),
+        ("copies", c_void_p),
+        ("shards", c_void_p),
+        ("copies_max", c_int64),
+        ("slots", c_void_p),
     )
 
 
@@ -91,6 +97,8 @@ class AnswerPlan(ctypes.Structure):
         ("sizes", c_void_p),
         ("num_sizes", c_int64),
         ("scratch", c_void_p),
+        ("first_counted", c_int64),
+        ("num_counted", c_int64),
         ("rows_max", c_int64),
         ("y", c_void_p),
         ("rounded", c_void_p),

@@ -89,6 +89,22 @@ class ExpertStack:
             y_RD.index_add_(0, rows_N, out_ND.float() * weights_N.unsqueeze(1))
         return y_RD
 
+    def forward_apart(self, x_RD: Tensor, topk_ids_RK: Tensor, topk_weights_RK: Tensor, slots_E: Tensor) -> Tensor:
+        """Each (row, expert)'s weighted output, FP32 [P, D]: one for each id that is not -1, in their order.
+
+        slots_E: int32, where each logical expert lies in this stack, -1: not here, which makes its output NaN.
+        """
+        ids = topk_ids_RK.flatten().long()
+        asked = (ids >= 0).nonzero().squeeze(1)
+        slots, rows = slots_E.to(ids.device)[ids[asked]], asked // max(topk_ids_RK.shape[1], 1)
+        weights = topk_weights_RK.flatten()[asked].float()
+        y_PD = torch.full((len(asked), x_RD.shape[1]), torch.nan, dtype=torch.float32, device=x_RD.device)
+        for slot in sorted(set(slots[slots >= 0].tolist())):
+            pairs_N = (slots == slot).nonzero().squeeze(1)
+            out_ND = run_expert(x_RD[rows[pairs_N]], self.gate_up, self.down, slot)
+            y_PD[pairs_N] = out_ND.float() * weights[pairs_N].unsqueeze(1)
+        return y_PD
+
     def _assignments(self, ids_RK: Tensor, weights_RK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(expert here, its rows ascending, their weights), ascending by expert; experts without rows left out."""
         ids = ids_RK.flatten().long() - self.experts.start

@@ -39,6 +39,11 @@ class NativeExpertStack:
         """Weighted sum of this stack's experts per row, FP32 [R, D], in ascending order of experts."""
         return self.kernels.forward(self.pool, x_RD, topk_ids_RK, topk_weights_RK, precision=self.precision)
 
+    def forward_apart(self, x_RD: Tensor, topk_ids_RK: Tensor, topk_weights_RK: Tensor, slots_E: Tensor) -> Tensor:
+        """As ExpertStack.forward_apart."""
+        ids_RK, weights_RK = topk_ids_RK.contiguous(), topk_weights_RK.contiguous()
+        return self.kernels.forward(self.pool, x_RD, ids_RK, weights_RK, None, self.precision, slots_E)
+
 
 def can_load(checkpoint: Checkpoint) -> bool:
     """Whether the kernels read this checkpoint's experts: packed INT4 with BF16 scales, as published."""

@@ -3,8 +3,10 @@
 Shapes: T rows of one step on an attention worker, R rows of a batch on a shard, D hidden size, K experts per token.
 
 One copy of a row travels to each shard that holds at least one of its experts, with the row's K expert ids
-(-1 where the expert lives elsewhere) and K weights. The shard answers with one weighted sum per row. The attention
-side adds the shards' sums in shard order, not in arrival order: same inputs, same bits.
+(-1 where the expert is computed elsewhere) and K weights. The shard answers with one weighted sum per row, and the
+attention side adds the shards' sums in shard order, not in arrival order: same inputs, same bits. Where experts may
+move, such sums would change with them: then the shard answers with one weighted output for each (row, expert), in the
+order of the ids, and the attention side adds a row's outputs in the gate's order, wherever they were computed.
 
 Lifecycle on the attention side, once per iteration:
     begin_step(T); for each MoE layer in order: handle = dispatch(...); <shared expert>; y = combine(handle)
@@ -16,12 +18,15 @@ called from another thread.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from moonshard.errors import ConfigError
+
+Sums = Literal["shard", "expert"]
+"""What a shard answers with: a sum of its experts for each row, or each (row, expert) apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class WireSpec:
 
     moe_layers: indices of the MoE layers in order (in K2.5: 1..60). row_dtype: dtype of rows in both directions.
     checkpoint_id: fingerprint of the checkpoint's configuration. epoch: membership the links were opened under.
+    sums: "expert" where experts may move, so that no bit depends on where they are.
     """
 
     hidden_size: int
@@ -40,6 +46,7 @@ class WireSpec:
     row_dtype: torch.dtype
     checkpoint_id: str
     epoch: int = 0
+    sums: Sums = "shard"
 
     def __post_init__(self) -> None:
         if self.row_dtype not in (torch.float32, torch.bfloat16):
@@ -48,6 +55,10 @@ class WireSpec:
     def experts_of(self, shard: int) -> range:
         per_shard = self.num_experts // self.num_shards
         return range(shard * per_shard, (shard + 1) * per_shard)
+
+    def num_sums(self, ids_RK: Any) -> int:
+        """Rows of the answer to these ids, an array or a tensor: R, or with sums by expert P (row, expert) pairs."""
+        return int((ids_RK >= 0).sum()) if self.sums == "expert" else len(ids_RK)
 
 
 class Segment(NamedTuple):
@@ -130,7 +141,8 @@ class Endpoint(Protocol):
     def reply(self, batch: ExpertBatch, y_RD: Tensor) -> None:
         """Send the weighted sums (float32 or row_dtype) back to where the batch's rows came from.
 
-        y_RD belongs to the transport from here on: its memory may still be on its way when this returns.
+        One for each row, or with sums by expert one for each id that is not -1, in their order: `spec.num_sums`. y_RD
+        belongs to the transport from here on: its memory may still be on its way when this returns.
         """
 
     def close(self) -> None: ...
@@ -158,4 +170,22 @@ def sum_in_shard_order(
             y_TD += sums
         else:
             y_TD[rows] += sums.float()
+    return y_TD
+
+
+def sum_by_expert(parts: Sequence[tuple[Tensor, Tensor]], num_rows: int, top_k: int, hidden_size: int) -> Tensor:
+    """Add each row's outputs in the order of its ids, from (places, outputs) of the shards: float32 [T, D].
+
+    places: row * top_k + slot of each output. The same bits for any division among shards.
+    """
+    num_slots = num_rows * top_k
+    if not parts:
+        return torch.zeros(num_rows, hidden_size)
+    device = parts[0][1].device
+    outputs_SD = torch.zeros(num_slots, hidden_size, dtype=torch.float32, device=device)
+    for places_P, outputs_PD in parts:
+        outputs_SD[places_P] = outputs_PD.float()
+    y_TD = torch.zeros(num_rows, hidden_size, dtype=torch.float32, device=device)
+    for slot in range(top_k):
+        y_TD += outputs_SD[slot::top_k]
     return y_TD

@@ -2,7 +2,7 @@
 
 A message is HEADER_BYTES of header (little-endian, see _HEADER), then `payload_bytes` of payload:
     DISPATCH  ids int32 [R, K], weights float32 [R, K], rows row_dtype [R, D]
-    REPLY     rows row_dtype [R, D]
+    REPLY     rows row_dtype [R, D]; with sums by expert [P, D], for the P ids of the DISPATCH that are not -1
     HELLO     JSON: the sender's WireSpec, its source number and the shard it believes to call
     WELCOME   JSON: {"max_rows": ...}
     REFUSE    text: why the handshake failed;  ERROR  text: why the link is closed
@@ -113,8 +113,13 @@ def dispatch_bytes(spec: WireSpec, num_rows: int) -> int:
 
 
 def reply_bytes(spec: WireSpec, num_rows: int) -> int:
-    """Payload of a REPLY."""
+    """Payload of a REPLY with so many rows."""
     return num_rows * spec.hidden_size * _ITEM_BYTES[spec.row_dtype]
+
+
+def reply_bytes_max(spec: WireSpec, num_rows: int) -> int:
+    """Payload of a REPLY to so many rows, at most."""
+    return reply_bytes(spec, num_rows * (spec.top_k if spec.sums == "expert" else 1))
 
 
 def check_header(what: str, expected: Header, found: Header) -> None:
@@ -141,6 +146,7 @@ def spec_fields(spec: WireSpec) -> dict[str, Any]:
         "row_dtype": str(spec.row_dtype).removeprefix("torch."),
         "checkpoint_id": spec.checkpoint_id,
         "epoch": spec.epoch,
+        "sums": spec.sums,
     }
 
 

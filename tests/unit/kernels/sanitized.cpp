@@ -15,7 +15,7 @@ Pool* ms_pool_new(int32_t, const char*);
 void ms_pool_free(Pool*);
 int32_t ms_repack(Pool*, const int32_t*, const uint16_t*, int64_t, int64_t, uint8_t*, int64_t);
 int32_t ms_experts(Pool*, const uint8_t*, int64_t, int64_t, int64_t, int64_t, const void*, int32_t, int64_t, int64_t,
-                   const void*, int32_t, const float*, int64_t, float*, int64_t, int32_t);
+                   const void*, int32_t, const float*, int64_t, float*, int64_t, int32_t, const int32_t*, int32_t);
 int32_t ms_pack(Pool*, const uint16_t*, int64_t, uint8_t*, int64_t, int64_t);
 int32_t ms_multiply(Pool*, uint8_t*, int64_t, int64_t, int64_t, void*, int32_t, int64_t, int64_t, void*, int32_t, int64_t,
                     int64_t, int64_t);
@@ -73,7 +73,25 @@ std::vector<float> experts(Pool* pool, const std::vector<uint8_t>& panels, int64
     const auto weights = filled<float>(rows * kSlots, unit);
     std::vector<float> y(static_cast<size_t>(rows * width));
     ms_experts(pool, panels.data(), width, hidden, 1, kExperts, x.data(), 0, width, rows, ids.data(), 0, weights.data(),
-               kSlots, y.data(), width, precision);
+               kSlots, y.data(), width, precision, nullptr, 0);
+    calls++;
+    return y;
+}
+
+// Experts anywhere in memory, one of them absent; an output for each pair.
+std::vector<float> experts_apart(Pool* pool, const std::vector<uint8_t>& panels, int64_t width, int64_t hidden,
+                                 int64_t rows, int32_t precision) {
+    state = 8;
+    const int32_t local[] = {2, -1, 0, 1, 1};
+    const auto x = filled<float>(rows * width, unit);
+    const auto ids = filled<int32_t>(rows * kSlots, [] { return static_cast<int32_t>(next() % 6) - 1; });
+    const auto weights = filled<float>(rows * kSlots, unit);
+    int64_t pairs = 0;
+    for (const int32_t id : ids) pairs += id >= 0;
+    std::vector<float> y(static_cast<size_t>(pairs * width));
+    ms_experts(pool, panels.data(), width, hidden, 0, 5, x.data(), 0, width, rows, ids.data(), 0, weights.data(), kSlots,
+               y.data(), width, precision, local, 1);
+    for (float& value : y) value = value == value ? value : 0;  // NaN, which equals nothing, where the expert is absent
     calls++;
     return y;
 }
@@ -104,7 +122,10 @@ std::vector<float> everything(Pool* pool, int64_t row_step) {
         state = 3;
         const std::vector<uint8_t> panels = pack(pool, width, 128 - width);
         for (int64_t rows = 0; rows <= 70; rows += row_step) {
-            for (const int32_t precision : {0, 1, 2}) keep(experts(pool, panels, width, 128 - width, rows, precision));
+            for (const int32_t precision : {0, 1, 2}) {
+                keep(experts(pool, panels, width, 128 - width, rows, precision));
+                keep(experts_apart(pool, panels, width, 128 - width, rows, precision));
+            }
         }
         keep(experts(pool, panels, width, 128 - width, 600, 0));
     }

@@ -40,7 +40,24 @@ void fail(const char* what) {
     exit(1);
 }
 
-LinkShape make_shape(int64_t d, int64_t k, bool bf16, int32_t shard) {
+// In blocks; with sums apart also a second copy of every expert, at the next shard.
+struct Table {
+    int32_t copies[2 * kShards * kPerShard], shards[2 * kShards * kPerShard * 2], slots[kShards][2 * kShards * kPerShard];
+    explicit Table(bool apart) {
+        for (int32_t at = 0; at < 2 * kShards * kPerShard; at++) {
+            const int32_t expert = at % (kShards * kPerShard), home = expert / kPerShard, second = (home + 1) % kShards;
+            copies[at] = apart ? 2 : 1;
+            shards[2 * at] = home;
+            shards[2 * at + 1] = second;
+            for (int32_t shard = 0; shard < kShards; shard++)
+                slots[shard][at] = shard == home || (apart && shard == second) ? expert : -1;
+        }
+    }
+};
+const Table kBlocks(false), kCopied(true);
+
+LinkShape make_shape(int64_t d, int64_t k, bool bf16, int32_t shard, bool apart) {
+    const Table& table = apart ? kCopied : kBlocks;
     LinkShape shape{};
     memcpy(shape.dispatch.magic, "MNSD", 4);
     shape.dispatch.version = 1;
@@ -52,7 +69,12 @@ LinkShape make_shape(int64_t d, int64_t k, bool bf16, int32_t shard) {
     shape.reply.kind = 5;
     shape.reply.source = shard;
     shape.row_bytes = d * (bf16 ? 2 : 4);
-    shape.experts_per_shard = kPerShard;
+    shape.num_experts = kShards * kPerShard;
+    shape.sums_by_expert = apart;
+    shape.copies = table.copies;
+    shape.shards = table.shards;
+    shape.copies_max = 2;
+    shape.slots = table.slots[shard % kShards];
     shape.num_shards = kShards;
     shape.max_rows = 100;
     shape.layers = kLayers;
@@ -74,21 +96,28 @@ struct Owned {
     }
 };
 
-// Answers every row with itself, converted from FP32 where the wire is BF16, until the other side hangs up.
-void serve(int fd, int32_t shard, int64_t d, int64_t k, bool bf16, int64_t rows) {
-    const LinkShape shape = make_shape(d, k, bf16, shard);
+// Answers every row, or every pair, with the row itself, converted from FP32 where the wire is BF16, until the other
+// side hangs up.
+void serve(int fd, int32_t shard, int64_t d, int64_t k, bool bf16, int64_t rows, bool apart) {
+    const LinkShape shape = make_shape(d, k, bf16, shard, apart);
     Owned owned(fd, kLinkHeaderBytes + rows * (shape.row_bytes + 8 * k));
     Link* links[] = {&owned.link};
     for (;;) {
         if (ms_link_receive(&shape, links, 1, -1, 10 * kSecond) == 0) fail("a shard heard nothing");
         if (owned.link.state == kLinkTrouble) break;
-        const int64_t r = owned.link.num_rows;
-        const uint8_t* x = owned.memory.data() + kLinkHeaderBytes + r * k * 8;
+        const int64_t r = owned.link.num_sums;
+        const auto* ids = reinterpret_cast<const int32_t*>(owned.memory.data() + kLinkHeaderBytes);
+        const uint8_t* x = owned.memory.data() + kLinkHeaderBytes + owned.link.num_rows * k * 8;
+        std::vector<int64_t> rows_of;
+        for (int64_t i = 0; i < owned.link.num_rows * k; i++)
+            if (apart ? ids[i] >= 0 : i % k == 0) rows_of.push_back(i / k);
+        if (static_cast<int64_t>(rows_of.size()) != r) fail("sums were counted wrongly");
         std::vector<float> y(static_cast<size_t>(r * d));
         std::vector<uint16_t> scratch(static_cast<size_t>(r * d));
         for (int64_t i = 0; i < r * d; i++) {
             uint32_t bits = 0;
-            memcpy(reinterpret_cast<uint8_t*>(&bits) + (bf16 ? 2 : 0), x + i * (bf16 ? 2 : 4), bf16 ? 2 : 4);
+            const int64_t from = rows_of[static_cast<size_t>(i / d)] * d + i % d;
+            memcpy(reinterpret_cast<uint8_t*>(&bits) + (bf16 ? 2 : 0), x + from * (bf16 ? 2 : 4), bf16 ? 2 : 4);
             memcpy(&y[static_cast<size_t>(i)], &bits, 4);
         }
         owned.link.filled = 0;
@@ -112,8 +141,8 @@ void serve(int fd, int32_t shard, int64_t d, int64_t k, bool bf16, int64_t rows)
     close(fd);
 }
 
-void round_trips(int64_t rows, int64_t d, int64_t k, bool bf16) {
-    LinkShape shape = make_shape(d, k, bf16, kSource);
+void round_trips(int64_t rows, int64_t d, int64_t k, bool bf16, bool apart) {
+    LinkShape shape = make_shape(d, k, bf16, kSource, apart);
     shape.dispatch.source = kSource;
     std::vector<std::unique_ptr<Owned>> owned;
     std::vector<std::thread> shards;
@@ -121,9 +150,9 @@ void round_trips(int64_t rows, int64_t d, int64_t k, bool bf16) {
     for (int32_t shard = 0; shard < kShards; shard++) {
         int pair[2];
         if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair)) fail("no sockets");
-        owned.push_back(std::make_unique<Owned>(pair[0], kLinkHeaderBytes + rows * shape.row_bytes));
+        owned.push_back(std::make_unique<Owned>(pair[0], kLinkHeaderBytes + rows * (apart ? k : 1) * shape.row_bytes));
         links[shard] = &owned.back()->link;
-        shards.emplace_back(serve, pair[1], shard, d, k, bf16, rows);
+        shards.emplace_back(serve, pair[1], shard, d, k, bf16, rows, apart);
     }
     Courier* courier = ms_courier_new(&shape, links, kSource);
     for (uint64_t step = 0; step < 4; step++) {
@@ -138,13 +167,16 @@ void round_trips(int64_t rows, int64_t d, int64_t k, bool bf16) {
         }
         for (int64_t t = 0; t < rows; t++) {
             bool asked[kShards] = {};
+            int64_t num_pairs = 0;
             for (int64_t i = 0; i < k; i++) {
                 ids.push_back(static_cast<int32_t>(next() % (kShards * kPerShard + 1)) - 1);
                 weights.push_back(1.0f);
                 if (ids.back() >= 0) asked[ids.back() / kPerShard] = true;
+                num_pairs += ids.back() >= 0;
             }
+            const int64_t sums = apart ? num_pairs : asked[0] + asked[1] + asked[2];
             for (int64_t i = 0; i < d; i++)
-                for (bool one : asked) wanted[t * d + i] += one ? floats[t * d + i] : 0.0f;
+                for (int64_t sum = 0; sum < sums; sum++) wanted[t * d + i] += floats[t * d + i];
         }
         const void* x = bf16 ? static_cast<void*>(halves.data()) : floats.data();
         if (ms_courier_dispatch(courier, step, 5, x, ids.data(), 0, weights.data(), rows, 10 * kSecond)) fail("dispatch");
@@ -160,7 +192,7 @@ void round_trips(int64_t rows, int64_t d, int64_t k, bool bf16) {
 void noise(int64_t bytes) {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair)) fail("no sockets");
-    const LinkShape shape = make_shape(24, 4, false, 0);
+    const LinkShape shape = make_shape(24, 4, false, 0, false);
     Owned owned(pair[1], 200);
     Link* links[] = {&owned.link};
     std::vector<uint8_t> data(static_cast<size_t>(bytes));
@@ -179,7 +211,8 @@ int main() {
     for (int64_t rows : {1, 2, 7, 70})
         for (int64_t d : {1, 5, 600, 3000})
             for (int64_t k : {1, 4})
-                for (bool bf16 : {false, true}) round_trips(rows, d, k, bf16);
+                for (bool bf16 : {false, true})
+                    for (bool apart : {false, true}) round_trips(rows, d, k, bf16, apart);
     for (int64_t bytes : {1, 63, 64, 65, 200, 1000}) noise(bytes);
     printf("%d calls\n", calls.load());
 }

@@ -74,6 +74,31 @@ def test_matches_float64(experts: Experts, isa: str, precision: Precision, round
 
 
 @pytest.mark.parametrize("precision", ["int8", "int16", "exact"])
+def test_outputs_apart_lie_anywhere_and_do_not_depend_on_their_neighbours(
+    experts: Experts, pool: Pool, precision: Precision
+) -> None:
+    """Each is what the expert alone gives for the row alone; one that is not here is NaN."""
+    x, ids, weights = routing(23)
+    ids = ids.clamp(max=FIRST + COUNT)  # the last is absent, and so are those below FIRST
+    slots = torch.full((FIRST + COUNT + 1,), -1, dtype=torch.int32)
+    slots[FIRST : FIRST + COUNT] = torch.tensor([4, 2, 0, 3, 1])
+    shuffled = make_experts(FIRST, COUNT, WIDTH, HIDDEN)
+    panels = shuffled.stack._panels.view(COUNT, -1)
+    panels[slots[FIRST : FIRST + COUNT].long()] = panels.clone()
+    found = shuffled.stack.forward(pool, x, ids, weights, precision=precision, slots_E=slots)
+    pairs = (ids >= 0).nonzero().tolist()
+    assert found.shape == (len(pairs), WIDTH)
+    for output, (row, slot) in zip(found, pairs, strict=True):
+        expert = int(ids[row, slot])
+        if not FIRST <= expert < FIRST + COUNT:
+            assert output.isnan().all()
+            continue
+        one, weight = torch.tensor([[expert]]), weights[row, slot].reshape(1, 1)
+        alone = experts.stack.forward(pool, x[row : row + 1], one, weight, precision=precision)
+        assert torch.equal(output, alone[0])
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16", "exact"])
 def test_all_instruction_sets_give_the_same_bits(experts: Experts, pool: Pool, precision: Precision) -> None:
     x, ids, weights = routing(41)
     expected = experts.stack.forward(pool, x, ids, weights, precision=precision)

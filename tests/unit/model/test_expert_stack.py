@@ -54,6 +54,22 @@ def test_weighted_sums(ids: list[list[int]]) -> None:
     torch.testing.assert_close(y, twin(experts, x, torch.tensor(ids), weights), rtol=0, atol=1e-5)
 
 
+def test_outputs_apart() -> None:
+    """Expert 11 lies last, 12 is not here."""
+    experts, slots = stack(first=10), torch.full((16,), -1, dtype=torch.int32)
+    slots[torch.tensor([10, 11, 13])] = torch.tensor([0, 5, 3], dtype=torch.int32)
+    x, weights, ids = torch.randn(3, HIDDEN), torch.rand(3, 2), torch.tensor([[11, -1], [10, 12], [13, 11]]).int()
+    found = experts.forward_apart(x, ids, weights, slots)
+    wanted = [(0, 0, 15), (1, 0, 10), (1, 1, None), (2, 0, 13), (2, 1, 15)]  # row, slot, whose weights lie there
+    for output, (row, slot, there) in zip(found, wanted, strict=True):
+        if there is None:
+            assert output.isnan().all()
+            continue
+        one = torch.tensor([[there]])
+        alone = experts.forward(x[row : row + 1], one, weights[row, slot].reshape(1, 1))
+        torch.testing.assert_close(output, alone[0], rtol=0, atol=1e-6)
+
+
 def test_no_rows() -> None:
     y = stack().forward(torch.empty(0, HIDDEN), torch.empty(0, 2, dtype=torch.int32), torch.empty(0, 2))
     assert y.shape == (0, HIDDEN)

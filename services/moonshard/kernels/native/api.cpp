@@ -39,10 +39,11 @@ int32_t ms_repack(Pool* pool, const int32_t* words, const uint16_t* scales, int6
 
 int32_t ms_experts(Pool* pool, const uint8_t* panels, int64_t width, int64_t hidden, int64_t first, int64_t experts,
                    const void* x, int32_t x_type, int64_t x_stride, int64_t rows, const void* ids, int32_t wide_ids,
-                   const float* weights, int64_t slots, float* y, int64_t y_stride, int32_t precision) {
+                   const float* weights, int64_t slots, float* y, int64_t y_stride, int32_t precision,
+                   const int32_t* local, int32_t apart) {
     const Layer layer{panels, width, hidden};
     const Batch batch{x, static_cast<Type>(x_type), x_stride, y, y_stride, static_cast<Precision>(precision)};
-    const Routing routing{ids, wide_ids != 0, weights, rows, slots, first, experts};
+    const Routing routing{ids, wide_ids != 0, weights, rows, slots, first, experts, local, apart != 0};
     return guarded(pool, [&] { forward(*pool, layer, batch, routing); });
 }
 

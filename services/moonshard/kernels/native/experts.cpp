@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace moonshard {
 
@@ -88,7 +89,7 @@ private:
         pool_.isa.panel_tile(batch_.precision, panel, hidden, layer_.hidden / kGroup, tile.rows, out);
         for (int32_t r = 0; r < tile.rows; r++) {
             const Assignment& to = plan_.assignments[tile.begin + r];
-            float* y = batch_.y + to.row * batch_.y_stride + p * kPanelRows;
+            float* y = batch_.y + to.sum * batch_.y_stride + p * kPanelRows;
             pool_.isa.add_scaled(y, out + r * kPanelRows, to.weight, kPanelRows);
         }
     }
@@ -106,8 +107,12 @@ private:
 
 void forward(Pool& pool, const Layer& layer, const Batch& batch, const Routing& routing) {
     const Plan plan = make_plan(routing, kTileRowsMax);
-    for (int64_t row = 0; row < routing.rows; row++) {
+    for (int64_t row = 0; row < plan.num_sums; row++) {
         memset(batch.y + row * batch.y_stride, 0, layer.width * sizeof(float));
+    }
+    // Nothing may take the place of an answer that cannot be given.
+    for (const int64_t row : plan.absent) {
+        std::fill_n(batch.y + row * batch.y_stride, layer.width, std::numeric_limits<float>::quiet_NaN());
     }
     size_t first = 0;
     while (first < plan.tiles.size()) {

@@ -22,7 +22,7 @@ struct Batch {
     const void* x;  // [rows, width], row stride in elements
     Type x_type;
     int64_t x_stride;
-    float* y;  // [rows, width]
+    float* y;  // [rows, width], or [pairs, width] where sums are apart
     int64_t y_stride;
     Precision precision;
 };

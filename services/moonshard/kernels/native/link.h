@@ -46,15 +46,29 @@ struct Link {
     int64_t max_rows;  // of one message
     uint64_t step;     // of the message in the buffer
     int32_t layer, num_rows;
+    int64_t num_sums;  // rows of the answer to it
     int64_t sent_bytes, received_bytes, waited_ns;  // totals (of a dispatcher)
 };
 
 // What does not change from message to message.
 struct LinkShape {
     LinkHeader dispatch, reply;  // templates
-    int64_t row_bytes, experts_per_shard, num_shards, max_rows;
+    int64_t row_bytes, num_experts, num_shards, max_rows;
     const int32_t* layers;
     int64_t num_layers;
+    int64_t sums_by_expert;  // 1: the answer has a row for each (row, expert), in that order; 0: one for each row
+    // At a courier, [layers, experts]: how many shards hold the expert, and their numbers, `copies_max` apart.
+    const int32_t *copies, *shards;
+    int64_t copies_max;
+    // At a shard, [layers, experts]: where the expert lies in its memory, -1: elsewhere. Other threads change it.
+    const int32_t* slots;
+
+    // The layer's place in `layers`; -1 for none of them.
+    int64_t place(int32_t layer) const {
+        for (int64_t i = 0; i < num_layers; i++)
+            if (layers[i] == layer) return i;
+        return -1;
+    }
 };
 
 int64_t now_ns();

@@ -10,8 +10,8 @@ namespace moonshard {
 namespace {
 
 // One batch; its twin is Tally.add.
-void count(const LinkShape& shape, const AnswerPlan& plan, int64_t layer, const int32_t* ids, int64_t num_ids) {
-    const int64_t experts = shape.experts_per_shard, first = shape.reply.source * experts;
+void count(const AnswerPlan& plan, int64_t layer, const int32_t* ids, int64_t num_ids) {
+    const int64_t experts = plan.num_counted, first = plan.first_counted;
     int64_t active = 0, *counts = plan.counts + layer * experts;
     for (int64_t i = 0; i < num_ids; i++)
         if (ids[i] >= 0) plan.scratch[ids[i] - first]++;
@@ -34,30 +34,29 @@ bool compute(const LinkShape& shape, const AnswerPlan& plan, const Link& link, i
     const int64_t r = link.num_rows, k = shape.dispatch.top_k, width = shape.dispatch.hidden_size;
     const uint8_t* ids = link.buffer + kLinkHeaderBytes;
     const auto* weights = reinterpret_cast<const float*>(ids + r * k * 4);
-    const int64_t first = shape.reply.source * shape.experts_per_shard;
     const Batch batch{ids + r * k * 8, static_cast<Type>(plan.x_type), width, plan.y, width,
                       static_cast<Precision>(plan.precision)};
     try {
         std::lock_guard<std::mutex> lock(plan.pool->calls);
         forward(*plan.pool, {plan.panels[layer], width, plan.hidden}, batch,
-                {ids, false, weights, r, k, first, shape.experts_per_shard});
+                {ids, false, weights, r, k, 0, shape.num_experts, shape.slots + layer * shape.num_experts,
+                 shape.sums_by_expert != 0});
     } catch (const std::bad_alloc&) {
         return false;
     }
-    count(shape, plan, layer, reinterpret_cast<const int32_t*>(ids), r * k);
+    count(plan, layer, reinterpret_cast<const int32_t*>(ids), r * k);
     return true;
 }
 
 // True when the message has been answered and nothing needs Python.
 bool answer_one(const LinkShape& shape, AnswerPlan& plan, Link& link, int64_t place) {
-    const int32_t* end = shape.layers + shape.num_layers;
-    const int64_t r = link.num_rows, started_ns = now_ns();
-    if (!compute(shape, plan, link, std::find(shape.layers, end, link.layer) - shape.layers)) return false;
+    const int64_t r = link.num_rows, sums = link.num_sums, started_ns = now_ns();
+    if (!compute(shape, plan, link, shape.place(link.layer))) return false;
     plan.log_rows[plan.num_logged] = link.num_rows;
     plan.log_ns[plan.num_logged++] = now_ns() - started_ns;
     const bool convert = shape.row_bytes == 2 * static_cast<int64_t>(shape.dispatch.hidden_size);
-    const int64_t size = kLinkHeaderBytes + r * shape.row_bytes;
-    const int64_t sent = reply(shape, link, link.step, link.layer, r, plan.y, convert, plan.rounded);
+    const int64_t size = kLinkHeaderBytes + sums * shape.row_bytes;
+    const int64_t sent = reply(shape, link, link.step, link.layer, sums, plan.y, convert, plan.rounded);
     link.received_bytes += kLinkHeaderBytes + r * (8 * shape.dispatch.top_k + shape.row_bytes);
     link.filled = 0;
     link.state = kLinkQuiet;
@@ -85,7 +84,7 @@ int32_t answer(const LinkShape& shape, AnswerPlan& plan, Link* const* links, int
         if (found != 1) return found;  // several at once may be merged
         Link* const* link =
             std::find_if(links, links + num_links, [](const Link* one) { return one->state != kLinkQuiet; });
-        if (link == links + num_links || (*link)->state != kLinkMessage || (*link)->num_rows > plan.rows_max) return 1;
+        if (link == links + num_links || (*link)->state != kLinkMessage || (*link)->num_sums > plan.rows_max) return 1;
         (*link)->waited_ns += now_ns() - since_ns;
         if (!answer_one(shape, plan, **link, link - links)) return 1;
     }

@@ -12,13 +12,14 @@ struct AnswerPlan {
     int64_t hidden;
     int32_t precision, x_type;
     // What is counted, as kernels/tally.py has it.
-    int64_t* counts;    // [layers, experts of the shard]: rows served
+    int64_t* counts;    // [layers, counted experts]: rows served
     int64_t* active;    // [layers]
     int64_t* batches;   // [layers]
     int64_t* sizes;     // [num_sizes]
     int64_t num_sizes;
-    int64_t* scratch;   // [experts of the shard], zero between batches
-    int64_t rows_max;   // of a message that is answered here
+    int64_t* scratch;   // [counted experts], zero between batches
+    int64_t first_counted, num_counted;  // logical experts
+    int64_t rows_max;   // of an answer that is given here
     float* y;           // [rows_max, width]
     uint16_t* rounded;  // the same, for a BF16 wire
     // What was answered since Python last looked; it empties the lists.

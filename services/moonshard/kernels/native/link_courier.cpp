@@ -40,7 +40,7 @@ Courier::Courier(const LinkShape& shape, Link* const* links, int32_t source)
 CourierStatus Courier::dispatch(uint64_t step, int32_t layer, const Rows& rows, int64_t timeout_ns) {
     rows_ = rows;
     waiting_since_ns_ = 0;
-    if (!split(rows) || !address(step, layer)) return kRefused;
+    if (!split(rows, step, shape_.place(layer)) || !address(step, layer)) return kRefused;
     for (Route* route : active_) send_some(*route);
     const int64_t deadline_ns = now_ns() + timeout_ns;
     const auto unsent = [&](Route* route) { return route->unsent() && links_[route->shard]->state == kLinkQuiet; };
@@ -68,7 +68,7 @@ CourierStatus Courier::combine(float* y_TD, int64_t timeout_ns) {
         if (any_trouble()) return kTrouble;
     }
     if (any_trouble()) return kTrouble;
-    sum(y_TD);
+    shape_.sums_by_expert ? sum_by_expert(y_TD) : sum(y_TD);
     for (Route* route : active_) {
         Link& link = *links_[route->shard];
         link.received_bytes += route->reply_bytes;
@@ -78,19 +78,31 @@ CourierStatus Courier::combine(float* y_TD, int64_t timeout_ns) {
     return kDone;
 }
 
-bool Courier::split(const Rows& rows) {
+// Copies take turns by step, row and expert: evenly, and alike in the Python twin (routing_table.py). -1: nobody.
+int64_t Courier::shard_of(int64_t id, int64_t turn, int64_t place) const {
+    const int64_t entry = place * shape_.num_experts + id, copies = shape_.copies[entry];
+    if (copies == 0) return -1;
+    return shape_.shards[entry * shape_.copies_max + (copies == 1 ? 0 : turn % copies)];
+}
+
+bool Courier::split(const Rows& rows, uint64_t step, int64_t place) {
     const int64_t k = shape_.dispatch.top_k;
+    if (place < 0) return false;
+    shards_TK_.assign(static_cast<size_t>(rows.num_rows * k), -1);
     for (Route& route : routes_) {
         route.rows_R.clear();
         route.ids_RK.clear();
         route.weights_RK.clear();
+        route.num_sums = 0;
     }
     for (int64_t t = 0; t < rows.num_rows; t++)
         for (int64_t i = 0; i < k; i++) {
             const int64_t id = rows.id(t * k + i);
             if (id < 0) continue;
-            const int64_t shard = id / shape_.experts_per_shard;
-            if (shard >= shape_.num_shards) return false;
+            if (id >= shape_.num_experts) return false;
+            const int64_t shard = shard_of(id, static_cast<int64_t>(step) + t + id, place);
+            if (shard < 0) return false;
+            shards_TK_[t * k + i] = static_cast<int32_t>(shard);
             Route& route = routes_[shard];
             if (route.rows_R.empty() || route.rows_R.back() != t) {
                 route.rows_R.push_back(static_cast<int32_t>(t));
@@ -98,7 +110,10 @@ bool Courier::split(const Rows& rows) {
                 route.weights_RK.insert(route.weights_RK.end(), rows.weights_TK + t * k, rows.weights_TK + (t + 1) * k);
             }
             route.ids_RK[route.ids_RK.size() - k + i] = static_cast<int32_t>(id);
+            route.num_sums++;
         }
+    if (!shape_.sums_by_expert)
+        for (Route& route : routes_) route.num_sums = static_cast<int64_t>(route.rows_R.size());
     return true;
 }
 
@@ -109,14 +124,15 @@ bool Courier::address(uint64_t step, int32_t layer) {
         const int64_t r = static_cast<int64_t>(route.rows_R.size()), shard = route.shard;
         if (r == 0) continue;
         const Link& link = *links_[shard];
-        const int64_t rows_bytes = r * shape_.row_bytes, payload = r * shape_.dispatch.top_k * 8 + rows_bytes;
-        if (r > link.max_rows || link.capacity < kLinkHeaderBytes + rows_bytes) return false;
+        const int64_t payload = r * (shape_.dispatch.top_k * 8 + shape_.row_bytes);
+        const int64_t sums = route.num_sums, sums_bytes = sums * shape_.row_bytes;
+        if (r > link.max_rows || link.capacity < kLinkHeaderBytes + sums_bytes) return false;
         const bool alike = !active_.empty() && active_.back()->header.num_rows == r;
         route.header = alike ? active_.back()->header : fill(shape_.dispatch, source_, step, layer, r, payload);
-        route.expected = fill(shape_.reply, static_cast<int32_t>(shard), step, layer, r, rows_bytes);
+        route.expected = fill(shape_.reply, static_cast<int32_t>(shard), step, layer, sums, sums_bytes);
         route.sent = 0;
         route.message_bytes = kLinkHeaderBytes + payload;
-        route.reply_bytes = kLinkHeaderBytes + rows_bytes;
+        route.reply_bytes = kLinkHeaderBytes + sums_bytes;
         links_[shard]->num_unsent = route.message_bytes;
         active_.push_back(&route);
     }
@@ -222,6 +238,23 @@ void Courier::sum(float* y_TD) {
             if (next_[i] == route.rows_R.size() || route.rows_R[next_[i]] != t) continue;
             const int64_t row = static_cast<int64_t>(next_[i]++);
             parts_.push_back(links_[route.shard]->buffer + kLinkHeaderBytes + row * shape_.row_bytes);
+        }
+        add(parts_.data(), static_cast<int64_t>(parts_.size()), y_TD + t * d, d);
+    }
+}
+
+// In the gate's order of a row's experts, wherever they were computed.
+void Courier::sum_by_expert(float* y_TD) {
+    const int64_t d = shape_.dispatch.hidden_size, k = shape_.dispatch.top_k;
+    const auto add = shape_.row_bytes == 4 * d ? sum_fp32 : sum_bf16;
+    next_.assign(routes_.size(), 0);
+    for (int64_t t = 0; t < rows_.num_rows; t++) {
+        parts_.clear();
+        for (int64_t i = 0; i < k; i++) {
+            const int64_t shard = shards_TK_[t * k + i];
+            if (shard < 0) continue;
+            const int64_t row = static_cast<int64_t>(next_[shard]++);
+            parts_.push_back(links_[shard]->buffer + kLinkHeaderBytes + row * shape_.row_bytes);
         }
         add(parts_.data(), static_cast<int64_t>(parts_.size()), y_TD + t * d, d);
     }

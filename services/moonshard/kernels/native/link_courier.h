@@ -34,6 +34,7 @@ struct Route {
     int64_t shard;
     std::vector<int32_t> rows_R, ids_RK;
     std::vector<float> weights_RK;
+    int64_t num_sums;  // rows of the reply
     LinkHeader header, expected;  // expected: of the reply
     int64_t sent, message_bytes, reply_bytes;  // with their headers
 
@@ -47,7 +48,8 @@ public:
     CourierStatus combine(float* y_TD, int64_t timeout_ns);
 
 private:
-    bool split(const Rows& rows);
+    bool split(const Rows& rows, uint64_t step, int64_t place);
+    int64_t shard_of(int64_t id, int64_t turn, int64_t place) const;
     bool address(uint64_t step, int32_t layer);
     void send_some(Route& route);
     void read_reply(const Route& route);
@@ -55,6 +57,7 @@ private:
     CourierStatus wait(int64_t deadline_ns, bool sending);
     bool any_trouble() const;
     void sum(float* y_TD);
+    void sum_by_expert(float* y_TD);
 
     const LinkShape shape_;
     Link* const* const links_;
@@ -63,7 +66,8 @@ private:
     std::vector<Route> routes_;  // by shard; only `active_` of them carry rows
     std::vector<Route*> active_;
     std::vector<pollfd> polled_;
-    std::vector<size_t> next_;  // row of each active route that the sum reaches next
+    std::vector<int32_t> shards_TK_;  // that compute each (row, slot); -1: nobody
+    std::vector<size_t> next_;  // row of each route's reply that the sum reaches next
     std::vector<const uint8_t*> parts_;
     int64_t waiting_since_ns_ = 0;  // in `combine`; 0: the replies are early, nobody waits
 };

@@ -14,14 +14,19 @@ namespace moonshard {
 
 namespace {
 
-bool known_ids(const LinkShape& shape, const uint8_t* payload, int64_t count) {
-    const int64_t first = shape.reply.source * shape.experts_per_shard, stop = first + shape.experts_per_shard;
+// How many (row, expert) pairs there are to compute; -1 for ids that cannot be meant for this shard. With sums by expert
+// any expert may have been here when the message left: what is not here any more is answered with NaN.
+int64_t count_known(const LinkShape& shape, int64_t place, const uint8_t* payload, int64_t count) {
+    const int32_t* slots = shape.slots + place * shape.num_experts;
+    int64_t found = 0;
     for (int64_t i = 0; i < count; i++) {
         int32_t id;
         memcpy(&id, payload + i * 4, 4);
-        if (id != -1 && (id < first || id >= stop)) return false;
+        if (id == -1) continue;
+        if (id < 0 || id >= shape.num_experts || (!shape.sums_by_expert && slots[id] < 0)) return -1;
+        found++;
     }
-    return true;
+    return found;
 }
 
 // The header that a sender of these rows would have made, compared whole: every field and the checksum at once.
@@ -31,8 +36,7 @@ bool as_expected(const LinkShape& shape, const Link& link, const LinkHeader& fou
     const int64_t payload = r * (shape.dispatch.top_k * 8 + shape.row_bytes);
     const LinkHeader expected =
         fill(shape.dispatch, static_cast<int32_t>(link.source), found.step, found.layer, r, payload);
-    const int32_t* end = shape.layers + shape.num_layers;
-    return memcmp(&expected, &found, sizeof found) == 0 && std::find(shape.layers, end, found.layer) != end;
+    return memcmp(&expected, &found, sizeof found) == 0 && shape.place(found.layer) >= 0;
 }
 
 void check_message(const LinkShape& shape, Link& link) {
@@ -45,7 +49,9 @@ void check_message(const LinkShape& shape, Link& link) {
     if (size > link.capacity || link.filled > size) return trouble(link, POLLIN);
     if (link.filled < size) return;
     const int64_t num_ids = static_cast<int64_t>(header.num_rows) * header.top_k;
-    if (!known_ids(shape, link.buffer + kLinkHeaderBytes, num_ids)) return trouble(link, POLLIN);
+    const int64_t pairs = count_known(shape, shape.place(header.layer), link.buffer + kLinkHeaderBytes, num_ids);
+    if (pairs < 0) return trouble(link, POLLIN);
+    link.num_sums = shape.sums_by_expert ? pairs : header.num_rows;
     link.step = header.step;
     link.layer = header.layer;
     link.num_rows = static_cast<int32_t>(header.num_rows);

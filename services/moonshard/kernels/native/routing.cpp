@@ -1,5 +1,7 @@
 #include "routing.h"
 
+#include <algorithm>
+
 namespace moonshard {
 
 namespace {
@@ -17,21 +19,32 @@ void cut_tiles(int64_t expert, int64_t begin, int64_t rows, int32_t rows_max, st
 
 Plan make_plan(const Routing& routing, int32_t tile_rows_max) {
     const int64_t size = routing.rows * routing.slots;
-    std::vector<int64_t> begin(routing.experts + 1, 0);
+    // Looked up once: other threads may change where experts lie.
+    std::vector<int64_t> local(static_cast<size_t>(size));
+    int64_t experts = 0;
     for (int64_t i = 0; i < size; i++) {
-        const int64_t expert = routing.local_id(i);
-        if (expert >= 0) begin[expert + 1]++;
+        local[i] = routing.local_id(i);
+        experts = std::max(experts, local[i] + 1);
     }
-    for (int64_t e = 0; e < routing.experts; e++) begin[e + 1] += begin[e];
+    std::vector<int64_t> begin(static_cast<size_t>(experts + 1), 0);
+    for (const int64_t expert : local)
+        if (expert >= 0) begin[expert + 1]++;
+    for (int64_t e = 0; e < experts; e++) begin[e + 1] += begin[e];
     Plan plan;
-    plan.assignments.resize(begin[routing.experts]);
-    for (int64_t e = 0; e < routing.experts; e++) {
+    plan.assignments.resize(static_cast<size_t>(begin[experts]));
+    for (int64_t e = 0; e < experts; e++) {
         cut_tiles(e, begin[e], begin[e + 1] - begin[e], tile_rows_max, plan.tiles);
     }
     for (int64_t i = 0; i < size; i++) {
-        const int64_t expert = routing.local_id(i);
-        if (expert >= 0) plan.assignments[begin[expert]++] = {i / routing.slots, routing.weights[i]};
+        const int64_t expert = local[i], row = i / routing.slots;
+        if (expert >= 0) {
+            plan.assignments[begin[expert]++] = {row, routing.apart ? plan.num_sums : row, routing.weights[i]};
+        } else if (routing.apart && routing.id(i) >= 0) {
+            plan.absent.push_back(plan.num_sums);
+        }
+        plan.num_sums += routing.id(i) >= 0;
     }
+    if (!routing.apart) plan.num_sums = routing.rows;
     return plan;
 }
 

@@ -26,13 +26,15 @@ _LOG_SIZE = 64
 class ExpertTable:
     """A shard's experts by MoE layer, all on native kernels.
 
-    tally: counted up for every batch. observe: called with (rows, seconds of computing) for each batch, a little later.
+    tally: counted up for every batch, of the logical experts `counted`. observe: called with (rows,
+    seconds of computing) for each batch, a little later.
     """
 
     pool: Pool
     layers: Mapping[int, Int4Experts]
     precision: Precision
     tally: Tally
+    counted: range
     observe: Callable[[int, float], None]
 
 
@@ -41,13 +43,9 @@ class Answers:
 
     def __init__(self, spec: WireSpec, shard: int, table: ExpertTable) -> None:
         layers = [table.layers[layer] for layer in spec.moe_layers]
-        experts = spec.experts_of(shard)
-        assert all(
-            (it.first_expert, it.num_experts, it.width) == (experts.start, len(experts), spec.hidden_size)
-            for it in layers
-        ), "these are not the shard's experts"
-        tally = table.tally
-        assert tally.rows_LE.shape == (len(layers), len(experts))
+        assert all(it.width == spec.hidden_size for it in layers), "these experts are of another model"
+        tally, counted = table.tally, table.counted
+        assert tally.rows_LE.shape == (len(layers), len(counted))
         rows_max = max(1, _REPLY_BYTES_MAX // wire.reply_bytes(spec, 1))
         self._spec, self._shard, self._table = spec, shard, table
         self._panels = np.array([it.address for it in layers], np.uint64)
@@ -66,6 +64,8 @@ class Answers:
             sizes=tally.sizes_B.ctypes.data,
             num_sizes=len(tally.sizes_B),
             scratch=tally.scratch_E.ctypes.data,
+            first_counted=counted.start,
+            num_counted=len(counted),
             rows_max=rows_max,
             y=self._y_RD.data_ptr(),
             rounded=self._rounded.ctypes.data,
@@ -87,6 +87,6 @@ class Answers:
 
     def last_message(self, asked: LinkRecord) -> tuple[bytes, wire.Bytes]:
         """The last answer, in memory of its own: the native call needs its memory for the next."""
-        header = wire.reply_header(self._spec, self._shard, asked.step, asked.layer, asked.num_rows)
-        y_RD = self._y_RD[: asked.num_rows].to(self._spec.row_dtype, copy=True)
+        header = wire.reply_header(self._spec, self._shard, asked.step, asked.layer, asked.num_sums)
+        y_RD = self._y_RD[: asked.num_sums].to(self._spec.row_dtype, copy=True)
         return wire.pack_header(header), wire.rows_to_bytes(y_RD)

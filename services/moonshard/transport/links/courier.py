@@ -12,20 +12,24 @@ from moonshard.transport import wire
 from moonshard.transport.contract import WireSpec
 from moonshard.transport.links.shape import Shape
 from moonshard.transport.links.stream import Stream
+from moonshard.transport.routing_table import RoutingTable
 
 _KEPT_BYTES_MAX = 32 << 20  # memory for a reply that a link keeps for the next one
 
 
 class Courier:
-    """Moves messages over `streams` (in shard order), which it shares with their owner, call by call."""
+    """Moves messages over `streams` (in shard order), which it shares with their owner, call by call; by `table`."""
 
-    def __init__(self, library: ctypes.CDLL, spec: WireSpec, source: int, streams: Sequence[Stream]) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, spec: WireSpec, source: int, streams: Sequence[Stream], table: RoutingTable
+    ) -> None:
         self._spec = spec
         self._streams = streams
         self._reserved_rows = 0
-        shape = Shape(spec, source, 0)  # copied
+        self._shape = Shape(spec, source, 0)
+        self._shape.route_by(table)
         self._table = (ctypes.c_void_p * len(streams))(*[ctypes.addressof(stream.record) for stream in streams])
-        self._handle = library.ms_courier_new(shape, self._table, source)
+        self._handle = library.ms_courier_new(self._shape, self._table, source)
         if not self._handle:
             raise MemoryError("no memory for the links")
         self._free = weakref.finalize(self, library.ms_courier_free, self._handle)
@@ -57,7 +61,7 @@ class Courier:
     def combine(self, y_TD: Tensor, timeout_s: float) -> int:
         """Status of waiting for the sums and adding them to y_TD."""
         status: int = self._combine(self._handle, y_TD.data_ptr(), max(0, int(timeout_s * 1e9)))
-        if status == Status.DONE and self._reserved_rows * self._spec.hidden_size * 4 > _KEPT_BYTES_MAX:
+        if status == Status.DONE and wire.reply_bytes_max(self._spec, self._reserved_rows) > _KEPT_BYTES_MAX:
             self._shrink()
         return status
 
@@ -66,7 +70,7 @@ class Courier:
 
     def _reserve(self, num_rows: int) -> None:
         for stream in self._streams:
-            stream.reserve(wire.HEADER_BYTES + wire.reply_bytes(self._spec, num_rows))
+            stream.reserve(wire.HEADER_BYTES + wire.reply_bytes_max(self._spec, num_rows))
         self._reserved_rows = num_rows
 
     def _shrink(self) -> None:

@@ -61,7 +61,7 @@ def _first_message(link: ShardLink, deadline: float, timeout_s: float) -> Messag
 def _welcome(link: ShardLink, spec: WireSpec, answer: Message) -> None:
     link.max_rows, link.instance = handshake.read_answer(answer)
     link.stream.record.max_rows = link.max_rows
-    link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.reply_bytes(spec, link.max_rows))
+    link.stream.payload_bytes_max = max(wire.CONTROL_BYTES_MAX, wire.reply_bytes_max(spec, link.max_rows))
 
 
 class Dialer:

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from moonshard.errors import PeerLost, TransportError, TransportTimeout
 from moonshard.kernels import links as kernel_links
 from moonshard.kernels.links import NOT_TAKEN, State, Status
-from moonshard.transport.contract import TransportStats, WireSpec, sum_in_shard_order
+from moonshard.transport.contract import TransportStats, WireSpec
 from moonshard.transport.links.courier import Courier
 from moonshard.transport.links.dialer import Target
 from moonshard.transport.links.handle import LinkHandle, ShardLink
@@ -23,6 +23,9 @@ from moonshard.transport.links.patience import Patience, WaitWindow
 from moonshard.transport.links.sender import route
 from moonshard.transport.links.shard_links import ShardLinks
 from moonshard.transport.links.stats import LinkStats
+from moonshard.transport.links.sums import add_up
+from moonshard.transport.links.table_news import TableNews
+from moonshard.transport.routing_table import RoutingTable
 
 # A native wait cannot be told that a worker should stop, or that a shard is back: Python takes over after this long.
 _NATIVE_WAIT_S = 1.0
@@ -44,10 +47,12 @@ class LinkDispatcher:
         addresses: Sequence[str | Target],
         timeout_s: float = 30.0,
         patience: Patience | None = None,
+        table: RoutingTable | None = None,
     ) -> None:
         """Connect to one copy of every shard, in shard order; `update_members` tells of further copies.
 
-        timeout_s: for the handshakes, and the patience that does not recover when none is given.
+        timeout_s: for the handshakes, and the patience that does not recover when none is given. table: where experts
+        are at the start; None: in contiguous blocks.
         Raises PeerLost, ProtocolMismatch, TransportTimeout.
         """
         assert len(addresses) == spec.num_shards, f"{len(addresses)} addresses for {spec.num_shards} shards"
@@ -57,6 +62,7 @@ class LinkDispatcher:
         self._waits = WaitWindow(self._patience)
         self._timeout_s = timeout_s
         self._step = -1
+        self._experts = table or RoutingTable(spec)
         self._woken = threading.Event()
         self._links = ShardLinks(spec, source, self._patience, timeout_s, self._woken.set)
         self._table, self.recovery = self._links.table, self._links.recovery
@@ -64,6 +70,7 @@ class LinkDispatcher:
         self._courier: Courier | None = None
         self._courier_version = -1
         self._carried: LinkHandle | None = None
+        self._tables = TableNews()
         try:
             self._links.connect(
                 [it if isinstance(it, Target) else Target(shard, 0, it) for shard, it in enumerate(addresses)]
@@ -82,9 +89,10 @@ class LinkDispatcher:
         self._step += 1
         if self._links.news.waiting or (self._table.has_spares and self._step % _LOOK_AROUND_STEPS == 0):
             self._look_around()
+        self._adopt()
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> LinkHandle:
-        handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK)
+        handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK, self._experts)
         if not (self._is_calm() and self._courier and self._carry(self._courier, handle)):
             self._take_over()
             self._links.calm = False
@@ -113,6 +121,7 @@ class LinkDispatcher:
     def idle(self, timeout_s: float) -> None:
         self._woken.wait(timeout_s)
         self._woken.clear()
+        self._adopt()
         if self._patience.recovers:
             self._look_around()  # a link that broke in quiet times is opened anew before it is needed
 
@@ -127,6 +136,12 @@ class LinkDispatcher:
         self._links.news.tell_members(epoch, targets)
         self._woken.set()
 
+    def update_table(self, table: RoutingTable, adopted: Callable[[], None]) -> None:
+        """Rows go by this table from the next step on; from any thread. adopted: called, by the dispatcher's own
+        thread, once no rows are on their way by an older one."""
+        self._tables.tell(table, adopted)
+        self._woken.set()
+
     def give_up(self, reason: str) -> None:
         """End the waits for shards: `combine` raises PeerLost. From any thread."""
         self._links.news.tell_end(reason)
@@ -136,6 +151,13 @@ class LinkDispatcher:
         self._courier = None
         self._links.close()
         self._woken.set()
+
+    def _adopt(self) -> None:
+        """Between two steps."""
+        if told := self._tables.take():
+            self._experts, self._courier_version, self._links.calm = told.table, -1, False
+            for adopted in told.adopted:
+                adopted()
 
     def _look_around(self) -> None:
         """What has come of itself. Replies that a native call waits for are not to be read here."""
@@ -159,7 +181,7 @@ class LinkDispatcher:
         self._courier = None
         if library := kernel_links.native_links():
             streams = [link.stream for link in self._table.current]
-            self._courier = Courier(library, self.spec, self.source, streams)
+            self._courier = Courier(library, self.spec, self.source, streams, self._experts)
 
     def _native_limit_s(self) -> float:
         if not self._patience.recovers:
@@ -248,7 +270,7 @@ class LinkDispatcher:
         finally:
             self._links.wait_started = None
         self.recovery.combined(handle, time.monotonic() - started)
-        return self._sum(handle)
+        return add_up(handle, self.spec)
 
     def _see_to(self, handle: LinkHandle, shard: int, started: float) -> float:
         """Do what a shard that has not answered needs now; when to look again."""
@@ -308,11 +330,3 @@ class LinkDispatcher:
         for link in carriers:
             self._links.lose(link, TransportTimeout(words))
         return time.monotonic()
-
-    def _sum(self, handle: LinkHandle) -> Tensor:
-        parts = [
-            (None if route.rows_R is None else torch.from_numpy(route.rows_R), handle.sums[shard])
-            for shard, route in handle.routes.items()
-        ]
-        y_TD = sum_in_shard_order(parts, handle.x_TD.shape[0], self.spec.hidden_size)
-        return y_TD.to(handle.x_TD.device)

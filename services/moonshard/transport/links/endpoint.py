@@ -25,6 +25,7 @@ from moonshard.transport.links.shape import Shape
 from moonshard.transport.links.slab import SlabPool
 from moonshard.transport.links.stream import Message, Stream
 from moonshard.transport.links.waiting import SourceLink, Waiting
+from moonshard.transport.slots import Slots
 from moonshard.transport.wire import Kind
 
 _log = logging.getLogger(__name__)
@@ -36,16 +37,26 @@ class LinkEndpoint:
     """A listening socket and the links it accepted. A bad link is closed; the others are served on."""
 
     def __init__(
-        self, spec: WireSpec, shard: int, address: str, *, max_rows: int = 8192, timeout_s: float = 30.0
+        self,
+        spec: WireSpec,
+        shard: int,
+        address: str,
+        *,
+        max_rows: int = 8192,
+        timeout_s: float = 30.0,
+        slots: Slots | None = None,
     ) -> None:
-        """Listen on `address`. max_rows: rows of a message and of a merged batch. timeout_s: limit for a handshake."""
+        """Listen on `address`. max_rows: rows of a message and of a merged batch. timeout_s: limit for a handshake.
+
+        slots: which experts are here; None: the shard's block.
+        """
         self.spec = spec
         self.shard = shard
         self._instance = secrets.token_hex(8)
         self.stats = TransportStats()
         self._max_rows = max_rows
         self._timeout_s = timeout_s
-        self._ids_known = frozenset([-1, *spec.experts_of(shard)])
+        self._slots = slots or Slots(spec, spec.experts_of(shard))
         self._layers = frozenset(spec.moe_layers)
         self._links: dict[int, SourceLink] = {}
         self._waiting: deque[Waiting] = deque()
@@ -53,6 +64,7 @@ class LinkEndpoint:
         self._listener = Listener(address)
         self.address = self._listener.address
         shape = Shape(spec, shard, max_rows)
+        shape.hold(self._slots)
         self._poller = make_poller(self._listener.socket, shape)
         self._replies = make_replies(shape, spec, shard)
         self._strangers: set[SourceLink] = set()
@@ -78,12 +90,12 @@ class LinkEndpoint:
         return self._merge(taken)
 
     def reply(self, batch: ExpertBatch, y_RD: Tensor) -> None:
-        assert y_RD.shape == batch.x_RD.shape, f"{tuple(y_RD.shape)} sums for {tuple(batch.x_RD.shape)} rows"
-        if len(batch.ticket) == 1:
-            return self._reply(batch.ticket[0], y_RD)
-        for segment, waiting in zip(batch.segments, batch.ticket, strict=True):
-            self._reply(waiting, y_RD[segment.start : segment.stop])
-        return None
+        wanted = sum(waiting.num_sums for waiting in batch.ticket)
+        assert y_RD.shape == (wanted, batch.x_RD.shape[1]), f"{tuple(y_RD.shape)} is not {wanted} sums"
+        start = 0
+        for waiting in batch.ticket:
+            self._reply(waiting, y_RD[start : start + waiting.num_sums])
+            start += waiting.num_sums
 
     def close(self) -> None:
         for link in self._links.values():
@@ -162,7 +174,7 @@ class LinkEndpoint:
         num_rows = record.num_rows
         ids_RK, weights_RK, x_RD = slab.views.get(num_rows) or slab.dispatch(spec, num_rows)
         header = wire.dispatch_header(spec, link.source, record.step, record.layer, num_rows)
-        self._append(Waiting(link, header, ids_RK, weights_RK, x_RD, slab))
+        self._append(Waiting(link, header, ids_RK, weights_RK, x_RD, record.num_sums, slab))
 
     def _append(self, waiting: Waiting) -> None:
         link = waiting.link
@@ -181,11 +193,8 @@ class LinkEndpoint:
             raise PeerLost(handshake.text(payload))
         self._check(link, header)
         ids_RK, weights_RK, x_RD = wire.split_dispatch(payload, self.spec, header.num_rows)
-        if not self._ids_known.issuperset(ids_RK.view(-1).tolist()):
-            raise ProtocolMismatch(
-                f"dispatch: ids: expected those of {self.spec.experts_of(self.shard)} or -1, got others"
-            )
-        self._append(Waiting(link, header, ids_RK, weights_RK, x_RD))
+        self._slots.check(header.layer, ids_RK.numpy())
+        self._append(Waiting(link, header, ids_RK, weights_RK, x_RD, self.spec.num_sums(ids_RK)))
 
     def _check(self, link: SourceLink, header: wire.Header) -> None:
         expected = wire.dispatch_header(self.spec, link.source, header.step, header.layer, header.num_rows)
@@ -278,7 +287,7 @@ class LinkEndpoint:
         except PeerLost as error:
             self._close_link(link, logging.WARNING, error)
             return
-        self.stats.sent_bytes[link.source] += wire.HEADER_BYTES + asked.num_rows * self._row_bytes
+        self.stats.sent_bytes[link.source] += wire.HEADER_BYTES + len(y_RD) * self._row_bytes
         if stream.unsent:
             self._watch(link)
         elif waiting.slab:

@@ -11,12 +11,13 @@ from moonshard.errors import ProtocolMismatch, TransportError
 from moonshard.transport.links import handshake
 from moonshard.transport.links.routing import ShardRows
 from moonshard.transport.links.stream import Stream
+from moonshard.transport.routing_table import RoutingTable
 from moonshard.transport.wire import Kind
 
 
 @dataclass(slots=True, eq=False)
 class LinkHandle:
-    """Owns the rows until combine is done, so that they can be sent again.
+    """Owns the rows until combine is done, so that they can be sent again. table: by which they were.
 
     By shard: carriers, the links that took its rows; asked_s, when the last of them did; doubted, the instance whose
     sums were not finite, so that they were asked for anew. disturbed: a shard was lost or slow.
@@ -27,6 +28,7 @@ class LinkHandle:
     x_TD: Tensor
     topk_ids_TK: Tensor
     topk_weights_TK: Tensor
+    table: RoutingTable
     routes: dict[int, ShardRows] = field(default_factory=dict)
     headers: dict[int, bytes] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -44,8 +46,9 @@ class LinkHandle:
         """The beginning of an error's message."""
         return f"shard {', '.join(map(str, shards))}, layer {self.layer}, step {self.step}"
 
-    def num_rows_of(self, shard: int) -> int:
-        return len(self.routes[shard].ids_RK)
+    def num_sums_of(self, shard: int) -> int:
+        """Rows of the shard's answer."""
+        return self.routes[shard].num_sums
 
 
 class ShardLink:

@@ -32,7 +32,7 @@ class PythonReplies:
     def message(self, asked: wire.Header, y_RD: Tensor) -> tuple[bytes, wire.Bytes]:
         # CUDA sums take the copy here; this has never run on a CUDA device.
         rows_RB = wire.rows_to_bytes(y_RD.to("cpu", self._spec.row_dtype).contiguous())
-        header = wire.reply_header(self._spec, self._shard, asked.step, asked.layer, asked.num_rows)
+        header = wire.reply_header(self._spec, self._shard, asked.step, asked.layer, len(y_RD))
         return wire.pack_header(header), rows_RB
 
 
@@ -46,19 +46,19 @@ class NativeReplies:
         self._reserve(1)
 
     def send(self, stream: Stream, asked: wire.Header, y_RD: Tensor) -> None:
-        num_rows, dtype = asked.num_rows, y_RD.dtype
+        num_sums, dtype = len(y_RD), y_RD.dtype
         convert = dtype is not self._row_dtype
         if stream.unsent or (convert and dtype is not torch.float32) or not (y_RD.is_cpu and y_RD.is_contiguous()):
             return self._python.send(stream, asked, y_RD)
-        if convert and num_rows > self._scratch_rows:
-            self._reserve(num_rows)
+        if convert and num_sums > self._scratch_rows:
+            self._reserve(num_sums)
         record = ctypes.addressof(stream.record)
         sent = self._send(
-            self._shape_at, record, asked.step, asked.layer, num_rows, y_RD.data_ptr(), convert, self._scratch_at
+            self._shape_at, record, asked.step, asked.layer, num_sums, y_RD.data_ptr(), convert, self._scratch_at
         )
         if sent < 0:
             raise PeerLost(f"the link broke while sending: {os.strerror(-sent)}")
-        if sent < wire.HEADER_BYTES + num_rows * self._shape.row_bytes:
+        if sent < wire.HEADER_BYTES + num_sums * self._shape.row_bytes:
             stream.send_rest(sent, *self._python.message(asked, y_RD))
         return None
 

@@ -17,9 +17,12 @@ from moonshard.transport.links.routing import ShardRows, split_by_shard
 
 
 def route(handle: LinkHandle, spec: WireSpec) -> dict[int, ShardRows]:
+    """By shard."""
     # CUDA rows take the copies here and below (`.cpu()`); this has never run on a CUDA device.
     ids_TK = handle.topk_ids_TK.to("cpu", torch.int32).contiguous().numpy()
-    return {rows.shard: rows for rows in split_by_shard(ids_TK, spec)}
+    assert not ids_TK.size or ids_TK.max() < spec.num_experts, f"expert ids reach {ids_TK.max()} of {spec.num_experts}"
+    shards_TK = handle.table.choose(handle.layer, handle.step, ids_TK)
+    return {rows.shard: rows for rows in split_by_shard(ids_TK, shards_TK, spec)}
 
 
 class RowSender:
@@ -43,7 +46,7 @@ class RowSender:
     def _send_one(
         self, link: ShardLink, handle: LinkHandle, rows_TB: wire.Bytes, weights_TK: NDArray[np.float32]
     ) -> None:
-        _, rows_R, ids_RK = handle.routes[link.shard]
+        _, rows_R, ids_RK, _ = handle.routes[link.shard]
         if len(ids_RK) > link.max_rows:
             raise ProtocolMismatch(f"shard {link.shard}: at most {link.max_rows} rows a message, got {len(ids_RK)}")
         header = handle.headers.get(len(ids_RK)) or self._make_header(handle, len(ids_RK))

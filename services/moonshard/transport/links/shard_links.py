@@ -115,10 +115,10 @@ class ShardLinks:
 
     def _accept_reply(self, link: ShardLink, header: wire.Header, payload: wire.Bytes) -> None:
         handle = link.take_pending(header.step, header.layer)
-        num_rows = handle.num_rows_of(link.shard)
-        expected = wire.reply_header(self.spec, link.shard, handle.step, handle.layer, num_rows)
+        num_sums = handle.num_sums_of(link.shard)
+        expected = wire.reply_header(self.spec, link.shard, handle.step, handle.layer, num_sums)
         wire.check_header("reply", expected, header)
-        sums = wire.bytes_to_rows(payload, self.spec, num_rows)
+        sums = wire.bytes_to_rows(payload, self.spec, num_sums)
         link.stream.record.received_bytes += wire.HEADER_BYTES + header.payload_bytes
         if link.shard in handle.sums:
             return  # another copy was quicker

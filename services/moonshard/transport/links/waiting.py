@@ -33,4 +33,5 @@ class Waiting:
     ids_RK: Tensor
     weights_RK: Tensor
     x_RD: Tensor
+    num_sums: int
     slab: Slab | None = None  # to use again once answered
