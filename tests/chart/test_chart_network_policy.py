@@ -83,7 +83,7 @@ def test_clients_reach_gateway_and_router_only_when_they_are_named() -> None:
 def test_what_a_pod_may_reach() -> None:
     found = {component: ports(spec["egress"]) for component, spec in policies(render(ON)).items()}
     assert found == {
-        "router": {53},
+        "router": {53, 50051},
         "attention": {53, 50051, 7070},
         "expert": {53, 50051},
         "gateway": {53, 50051},

@@ -35,6 +35,10 @@ def test_the_pod_gets_time_to_drain() -> None:
     assert cell_config(documents)["timeouts"]["drain_s"] == 300
     spec = one(documents, "Deployment", "router")["spec"]["template"]["spec"]
     assert spec["terminationGracePeriodSeconds"] == 330
+    (found,) = spec["containers"]
+    command = found["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:3] == ["moonshard", "drain", "router"]
+    assert {"--limit=315", "--router=rel-moonshard-control.serving.svc:50051"} <= set(command)
 
 
 def test_the_users_configuration_lies_under_what_the_chart_works_out() -> None:

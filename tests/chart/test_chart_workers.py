@@ -36,13 +36,43 @@ def test_the_number_of_an_expert_pod_is_its_shard_and_its_copy() -> None:
     assert {spec["serviceName"] for spec in sets} == {"rel-moonshard-expert"}
 
 
-def test_adding_a_copy_does_not_touch_the_ones_that_are_there() -> None:
+def test_adding_a_copy_changes_nothing_else_of_the_ones_that_are_there() -> None:
     def first(replicas: int) -> Document:
         found = one(render({"experts": {"replicas": replicas}}), "StatefulSet", "expert-r0")
-        del found["spec"]["template"]["metadata"]["annotations"]  # the configuration does change
+        del found["spec"]["template"]["metadata"]["annotations"]  # the configuration does change,
+        container(found).pop("lifecycle", None)  # and there is a copy to wait for
         return found
 
     assert first(1) == first(2)
+
+
+def test_a_shard_with_copies_leaves_when_its_experts_have_another_one() -> None:
+    documents = render({"experts": {"replicas": 2, "drainSeconds": 70}})
+    for name in ("expert-r0", "expert-r1"):
+        worker = one(documents, "StatefulSet", name)
+        command = container(worker)["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == [
+            "moonshard",
+            "drain",
+            "expert",
+            "--wait",
+            "--limit=70",
+            "--config=/etc/moonshard/cell.json",
+            "--router=rel-moonshard-control.serving.svc:50051",
+        ]
+        assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 70
+
+
+def test_a_shard_without_copies_has_nothing_to_wait_for() -> None:
+    assert "lifecycle" not in container(one(render(), "StatefulSet", "expert-r0"))
+
+
+def test_an_attention_worker_hands_its_sequences_over() -> None:
+    worker = one(render({"attention": {"drainSeconds": 20}}), "StatefulSet", "attention")
+    command = container(worker)["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:3] == ["moonshard", "drain", "attention"]
+    assert {"--finish=20", "--limit=50"} <= set(command)
+    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 50
 
 
 def test_loading_gets_the_time_that_600_gb_need() -> None:

@@ -36,6 +36,7 @@ class Pod:
     mounts: Mapping[str, Path] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
     is_extra: bool = False
+    hook_status: int | None = None
 
     @property
     def container(self) -> Document:
@@ -86,24 +87,39 @@ class Pods:
         """Run the container's command with its arguments and environment."""
         self._fill_mounts(pod)
         found = pod.container
-        variables = {entry["name"]: self._value(pod, entry) for entry in found.get("env", [])}
-        command = [self._expand(pod, word, variables) for word in (*found["command"], *found.get("args", []))]
-        program = {"python": sys.executable, "smg": str(Path(sys.executable).with_name("smg"))}
+        pod.process = self._run(pod, [*found["command"], *found.get("args", [])])
+
+    def _run(self, pod: Pod, words: list[str]) -> "subprocess.Popen[bytes]":
+        variables = {entry["name"]: self._value(pod, entry) for entry in pod.container.get("env", [])}
+        program, *arguments = (self._expand(pod, word, variables) for word in words)
+        command = {"python": [sys.executable], "moonshard": [sys.executable, "-m", "moonshard_cluster.cli"]}[program]
         environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1"}
         with (pod.folder / "log").open("ab") as log:
-            pod.process = subprocess.Popen(
-                [program[command[0]], *command[1:]], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            return subprocess.Popen(
+                [*command, *arguments], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
 
     def stop(self, pod: Pod) -> int:
-        """As the kubelet does: SIGTERM, then SIGKILL after the grace period. The exit status."""
+        """As the kubelet does: the preStop hook, SIGTERM, and SIGKILL after the grace period. The exit status."""
         assert pod.process is not None
+        deadline = time.monotonic() + pod.template["spec"]["terminationGracePeriodSeconds"]
+        hook = pod.container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep"])
+        if hook[0] != "sleep":  # for endpoints to forget the pod, of which there are none here
+            self._hooked(pod, self._run(pod, hook), deadline)
         pod.process.terminate()
         try:
-            return pod.process.wait(pod.template["spec"]["terminationGracePeriodSeconds"])
+            return pod.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             pod.process.kill()
             return pod.process.wait(10)
+
+    def _hooked(self, pod: Pod, hook: "subprocess.Popen[bytes]", deadline: float) -> None:
+        """Wait for a hook; its exit status is kept, which Kubernetes would make an event."""
+        try:
+            pod.hook_status = hook.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            hook.kill()
+            pod.hook_status = hook.wait(10)
 
     def await_probe(self, pod: Pod, name: str, limit_s: float) -> None:
         """Until the probe passes by its own definition; a pod that ends before fails the test with its last words."""

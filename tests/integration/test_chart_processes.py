@@ -14,7 +14,7 @@ import pytest
 from moonshard_cluster.client import Client
 from tests.chart.chart_rendering import CHART, render
 from tests.integration.cells import greedy
-from tests.integration.chart_pods import Pods, running_pods
+from tests.integration.chart_pods import Pod, Pods, running_pods
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8 as loopback")
 READY_S, STREAMS = 60.0, 4
@@ -98,27 +98,48 @@ def test_an_autoscaled_cell_serves_with_the_fewest_workers_and_takes_more(
 
 
 @pytest.mark.slow
-def test_workers_are_rolled_one_by_one_under_load_and_no_request_fails(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """As a changed image tag rolls StatefulSets: the highest number first, the next one when the last is ready."""
-    small = {"gateway": {"enabled": False}, "experts": {"shards": 2}, "attention": {"replicas": 2}}
+def test_workers_are_rolled_under_load_and_no_request_fails(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """As a changed image tag rolls StatefulSets: each from its highest number on, the next one when the last is ready.
+
+    Both copies' sets roll at once; it is the pods' preStop hooks that keep every expert covered.
+    """
+    small = {"gateway": {"enabled": False}, "experts": {"shards": 2, "replicas": 2}, "attention": {"replicas": 2}}
     documents = render(small, file=CHART / "ci" / "laptop-values.yaml")
-    with running_pods(documents, tiny_checkpoint, tmp_path) as pods, ThreadPoolExecutor(STREAMS) as pool:
+    with running_pods(documents, tiny_checkpoint, tmp_path) as pods, ThreadPoolExecutor(STREAMS + 2) as pool:
         for pod in pods.pods:
             pods.await_probe(pod, "readinessProbe", READY_S)
+        experts, attention, (router,) = pods.of("expert"), pods.of("attention"), pods.of("router")
         with Client(pods.address("-router", 50051)) as client:
             expected = greedy(client, [1, 2, 3], 24)
             rolled = threading.Event()
             streams = [pool.submit(_ask_until, rolled, client) for _ in range(STREAMS)]
             try:
-                for pod in [*reversed(pods.of("expert")), *reversed(pods.of("attention"))]:
-                    pods.stop(pod)
-                    pods.start(pod)
-                    pods.await_probe(pod, "readinessProbe", READY_S)
+                sets = [pool.submit(_roll, pods, experts[:2]), pool.submit(_roll, pods, experts[2:])]
+                for rolling in sets:
+                    rolling.result(4 * READY_S)
+                _roll(pods, attention)
             finally:
                 rolled.set()
             answers = [answer for stream in streams for answer in stream.result(READY_S)]
-    assert len(answers) > STREAMS
-    assert answers == [expected] * len(answers)
+        assert len(answers) > STREAMS
+        assert answers == [expected] * len(answers)
+        assert {pod.name: pod.hook_status for pod in (*experts, *attention)} == dict.fromkeys(
+            (pod.name for pod in (*experts, *attention)), 0
+        )
+        workers = [pod.process for pod in (*experts, *attention)]
+        assert pods.stop(router) == 0
+        pods.start(router)
+        pods.await_probe(router, "readinessProbe", READY_S)
+        assert [process.poll() for process in workers if process] == [None] * 6, "nobody loads its weights again"
+        with Client(pods.address("-router", 50051)) as client:
+            assert greedy(client, [1, 2, 3], 24) == expected
+
+
+def _roll(pods: Pods, workers: list[Pod]) -> None:
+    for pod in reversed(workers):
+        pods.stop(pod)
+        pods.start(pod)
+        pods.await_probe(pod, "readinessProbe", READY_S)
 
 
 def _ask_until(rolled: threading.Event, client: Client) -> list[list[int]]:

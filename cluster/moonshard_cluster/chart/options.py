@@ -156,6 +156,7 @@ class Attention(Pod):
         "23 GiB of weights and the KV cache",
     )
     shared_memory: str = option("2Gi", "size of /dev/shm, counted into the memory limit")
+    drain_seconds: Count = option(30, "how long sequences may finish on one that leaves before others go on with them")
     autoscaling: Autoscaling = option(Autoscaling, "on the length of the router's queue")
 
 
@@ -170,7 +171,9 @@ class Experts(Pod):
         "71.3 GB of INT4 experts a shard of K2.5",
     )
     shared_memory: str = option("2Gi", "size of /dev/shm, counted into the memory limit")
-    drain_seconds: Count = option(30, "how long a shard that leaves goes on answering while its peers turn away")
+    drain_seconds: Count = option(
+        900, "with copies: how long a shard that leaves may wait until its experts have another one (preStop)"
+    )
 
 
 class Gateway(Pod):

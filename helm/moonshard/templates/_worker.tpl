@@ -10,7 +10,7 @@
 
 {{/*
 The pod template of a worker. Takes root, component (attention or expert), pod, ports (a list of name and port),
-grace, preStop (seconds, 0 for none).
+grace, drain (flags of `moonshard drain` before the pod ends; empty for none).
 */}}
 {{- define "moonshard.workerTemplate" -}}
 {{- $rdma := eq .root.Values.network.profile "rdma" -}}
@@ -44,11 +44,12 @@ spec:
         {{- end }}
         - {name: metrics, containerPort: {{ .root.Values.monitoring.port }}}
       {{- include "moonshard.probes" (dict "probes" .pod.probes "startupPath" "/readyz") | nindent 6 }}
-      {{- if .preStop }}
+      {{- if .drain }}
       lifecycle:
         preStop:
           exec:
-            command: [sleep, {{ .preStop | quote }}]
+            # The number is in RANK. What it cannot do (the last attention worker) is refused at once, and the pod ends as it is.
+            command: {{ toJson (concat (list "moonshard" "drain" .component) .drain (list "--config=/etc/moonshard/cell.json" (printf "--router=%s:%d" (include "moonshard.controlHost" .root) (int .root.Values.router.port)))) }}
       {{- end }}
       resources:
         {{- include "moonshard.resources" (dict "resources" .pod.resources "devices" (fromJson (include "moonshard.devices" .))) | nindent 8 }}
