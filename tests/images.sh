@@ -15,9 +15,10 @@ buildah add -q "$scratch" "$folder" /
 buildah commit -q "$scratch" "$base"
 buildah rm "$scratch"
 
-check() { # NAME PROGRAM: runs Python in the image as its own user
+check() { # NAME PROGRAM: runs the command, the chart's hook and Python in the image as its own user
     container=$(buildah from "localhost/moonshard/$1")
-    buildah run "$container" -- sh -c 'test "$(id -u)" = 10001 && ! test -w /app && moonshard --version && python -c "$1"' - "$2"
+    buildah run "$container" -- sh -euc 'test "$(id -u)" = 10001; test ! -w /app; moonshard --version
+        moonshard drain --help >/dev/null; python -c "$1"' - "$2"
     buildah rm "$container" >/dev/null
 }
 
@@ -27,4 +28,4 @@ for name in router worker; do
 done
 check router 'import importlib.util as u, moonshard.router.__main__, smg; assert not u.find_spec("torch") and not u.find_spec("ray")'
 check worker 'import moonshard.attention.worker, moonshard.experts.worker, moonshard.kernels as k, ray; assert k.available()'
-buildah images
+buildah images --format '{{.Name}} {{.Size}}'
