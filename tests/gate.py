@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The whole gate ends by itself, whatever hangs inside it.
 STEP_LIMIT_S = 40 * 60.0
+PICTURES = ["tests/board_pictures.py", "tests/specialisation_pictures.py", "tests/readme_recording.py"]
 BUF = "@bufbuild/buf@1.75.0"
 PROMETHEUS = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"]
 
@@ -30,7 +31,7 @@ def main() -> int:
         "format": ["ruff", "format", "--check", "--quiet", "."],
         "lint": ["ruff", "check", "--quiet", "."],
         "types": ["mypy"],
-        "types of the tools": ["mypy", "--explicit-package-bases", "tests/benchmarks", "tests/board_pictures.py"],
+        "types of the tools": ["mypy", "--explicit-package-bases", "tests/benchmarks", *PICTURES],
         "layers": ["lint-imports"],
         "stubs in step with protos": ["bash", "tests/protos.sh", "--check"],
         "tests": ["pytest", "-q", "--durations=10", *(["-m", "not slow"] if quick else [])],

@@ -66,12 +66,13 @@ def evaluate(
     num_dialogues: Annotated[int, typer.Option("--dialogues")] = 800,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     wrong: Annotated[int, typer.Option("--show-wrong", help="so many wrong answers")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="in wordings that no training text has")] = False,
     against: Annotated[Path | None, typer.Option("--against", help="another checkpoint's perplexity")] = None,
 ) -> None:
     """Put held-out questions to a checkpoint, greedily and without constraints."""
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("asking", total=num_dialogues)
-        found = evaluation.ask(checkpoint, num_dialogues, seed, lambda done, _: bar.update(task, completed=done))
+        found = evaluation.ask(checkpoint, num_dialogues, seed, lambda done, _: bar.update(task, completed=done), fresh)
     table = Table("held-out questions", "share")
     for name, share in evaluation.summarise(found):
         table.add_row(name, str(share))

@@ -14,6 +14,7 @@ from moonshard.tokenizer import load_tokenizer
 from moonshard.training.batches import make_batch
 from moonshard.training.data.corpus import sample
 from moonshard.training.data.dialogue import Dialogue
+from moonshard.training.data.phrases import fresh_book, phrase_book
 from moonshard.training.generate import answers
 from moonshard.training.model import packed_loss
 from moonshard.training.scores import is_closed, is_right, is_valid_call
@@ -28,12 +29,18 @@ class Answered:
     text: str
 
 
-def ask(path: Path, num_dialogues: int, seed: int, told: Callable[[int, int], None]) -> list[Answered]:
-    """Held-out dialogues of a seed with the checkpoint's answers. `told` hears (done, of how many)."""
+def ask(
+    path: Path, num_dialogues: int, seed: int, told: Callable[[int, int], None], fresh: bool = False
+) -> list[Answered]:
+    """Held-out dialogues of a seed with the checkpoint's answers. `told` hears (done, of how many).
+
+    fresh: in wordings that training has never seen; else single questions in wordings that it knows.
+    """
     reference = Reference.load(path)
     encoder, tokenizer = load_encoder(path), load_tokenizer(path)
     rng = random.Random(f"evaluate {seed}")
-    dialogues = [sample(rng, held_out=True) for _ in range(num_dialogues)]
+    book = fresh_book if fresh else phrase_book
+    dialogues = [sample(rng, held_out=True, book=book) for _ in range(num_dialogues)]
     prompts = [encoder.prompt(dialogue, rng) for dialogue in dialogues]
     found: list[Answered] = []
     for start in range(0, num_dialogues, _BATCH):

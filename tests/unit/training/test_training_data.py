@@ -16,7 +16,7 @@ from moonshard.tokenizer import load_tokenizer
 from moonshard.training.batches import make_batch
 from moonshard.training.data.corpus import USER_WEIGHT, Encoder, answer_text, sample
 from moonshard.training.data.dialogue import Dialogue
-from moonshard.training.data.phrases import LANGUAGES, expand, fill, matcher, phrase_book
+from moonshard.training.data.phrases import LANGUAGES, expand, fill, fresh_book, matcher, phrase_book
 from moonshard.training.data.sums import add_steps, compare_steps, subtract_steps
 from moonshard.training.data.tool_use import tool_use
 from moonshard.training.scores import is_closed, is_right, is_valid_call, parse_call
@@ -48,6 +48,24 @@ def test_every_language_has_every_entry_of_english(code: str) -> None:
     for name, entry in english.items():
         if isinstance(entry, dict):
             assert set(book[name]) == set(entry), name
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_fresh_questions_are_in_no_training_text(code: str) -> None:
+    known, fresh = phrase_book(code), fresh_book(code)
+    for kind in ("cities", "names", "topics", "reminder.task"):
+        assert not set(known.words(kind)) & set(fresh.words(kind)), kind
+    for intent, entry in known.entries.items():
+        if isinstance(entry, dict) and "user" in entry:
+            trained = matcher(known.user(intent))
+            assert not [text for text in fresh.user(intent) if trained.fullmatch(text)], intent
+            assert fresh.entries[intent].keys() == entry.keys()
+
+
+def test_fresh_questions_are_judged_like_the_others() -> None:
+    rng = random.Random(3)
+    for dialogue in (sample(rng, held_out=True, book=fresh_book) for _ in range(200)):
+        assert is_right(dialogue, answer(dialogue)), dialogue.key
 
 
 def test_right_answers_are_judged_right_and_others_wrong() -> None:

@@ -51,7 +51,15 @@ def test_clipping_below_the_threshold_changes_nothing(recipe: Recipe) -> None:
 def test_the_bias_of_busy_experts_sinks_and_that_of_idle_ones_rises() -> None:
     bias = torch.zeros(4)
     move_bias(bias, torch.tensor([6, 2, 0, 0]), rate=0.1)
-    torch.testing.assert_close(bias, torch.tensor([-0.1, 0.0, 0.1, 0.1]) - 0.025)
+    torch.testing.assert_close(bias, torch.tensor([-0.2, 0.0, 0.1, 0.1]))
+
+
+def test_an_expert_that_is_idle_in_most_steps_counts_by_its_mean() -> None:
+    """Four times its share in one step of four: nothing to correct, though it is below the mean in three."""
+    bias = torch.zeros(8)
+    for busy in (0, 0, 0, 28):
+        move_bias(bias, torch.tensor([busy, *[(56 - busy) // 7] * 7]), rate=0.1)
+    torch.testing.assert_close(bias, torch.zeros(8))
 
 
 def test_the_rule_balances_a_skewed_gate(recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ Everything follows from a seed: the n-th sample of a seed is always the same.
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,12 @@ from moonshard.router.template import ChatTemplate
 from moonshard.tokenizer import Tokenizer
 from moonshard.training.data.dialogue import Dialogue
 from moonshard.training.data.json_answers import json_answer
-from moonshard.training.data.phrases import LANGUAGES, phrase_book
+from moonshard.training.data.phrases import LANGUAGES, PhraseBook, phrase_book
 from moonshard.training.data.sums import arithmetic, compare
 from moonshard.training.data.talk import talk
 from moonshard.training.data.tool_use import tool_use
 
-_TASKS = {talk: 0.22, arithmetic: 0.18, compare: 0.05, json_answer: 0.12, tool_use: 0.43}
+_TASKS = {talk: 0.2, arithmetic: 0.16, compare: 0.04, json_answer: 0.1, tool_use: 0.5}
 _ENGLISH = 0.3
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -31,12 +32,12 @@ _SYSTEM, _JSON_TOOLS = 0.15, 0.3
 USER_WEIGHT = 0.1
 
 
-def sample(rng: random.Random, held_out: bool = False) -> Dialogue:
-    """A dialogue that is held out from training, or one that is not."""
+def sample(rng: random.Random, held_out: bool = False, book: Callable[[str], PhraseBook] = phrase_book) -> Dialogue:
+    """A dialogue that is held out from training, or one that is not. book: of a language, what is asked in it."""
     while True:
         code = "en" if rng.random() < _ENGLISH else rng.choice(LANGUAGES[1:])
         make = rng.choices(list(_TASKS), list(_TASKS.values()))[0]
-        dialogue = make(phrase_book(code), rng)
+        dialogue = make(book(code), rng)
         if dialogue.is_held_out == held_out:
             return dialogue
 

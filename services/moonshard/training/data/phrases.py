@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-TEXTS = Path(__file__).parent / "texts"
+TEXTS, FRESH = Path(__file__).parent / "texts", Path(__file__).parent / "fresh"
 LANGUAGES = ("en", "pt", "de", "fr", "ru", "id", "zh")
 
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
@@ -87,3 +87,15 @@ class PhraseBook:
 def phrase_book(code: str) -> PhraseBook:
     """The book of a language in LANGUAGES."""
     return PhraseBook(code, tomllib.loads((TEXTS / f"{code}.toml").read_text(encoding="utf-8")))
+
+
+@lru_cache
+def fresh_book(code: str) -> PhraseBook:
+    """The same with other questions, places, names and subjects: none of them is in any training text."""
+    entries: dict[str, Any] = dict(phrase_book(code).entries)
+    for key, texts in tomllib.loads((FRESH / f"{code}.toml").read_text(encoding="utf-8")).items():
+        if key == "task":
+            entries["reminder"] = {**entries["reminder"], "task": texts}
+        else:
+            entries[key] = {**entries[key], "user": texts} if isinstance(entries[key], dict) else texts
+    return PhraseBook(code, entries)
