@@ -54,6 +54,27 @@ class Client:
         with self._failures():
             return self._cluster.GetLoad(request, timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata)
 
+    def placement(self) -> control_pb2.GetPlacementResponse:
+        """Where experts are."""
+        with self._failures():
+            return self._cluster.GetPlacement(
+                control_pb2.GetPlacementRequest(), timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata
+            )
+
+    def apply_placement(
+        self, request: control_pb2.ApplyPlacementRequest, timeout_s: float
+    ) -> Iterator[control_pb2.PlacementProgress]:
+        """A message for each layer that is as asked for. Raises RequestError for layers that cannot be,
+        FailedPrecondition when it is not the time; after timeout_s it ends between two copies."""
+        with self._failures():
+            yield from self._cluster.ApplyPlacement(request, timeout=timeout_s, metadata=self._access.operator_metadata)
+
+    def pin(self, pin: control_pb2.Pin) -> control_pb2.GetPlacementResponse:
+        """Raises RequestError for what does not exist."""
+        request = control_pb2.PinExpertRequest(pin=pin)
+        with self._failures():
+            return self._cluster.PinExpert(request, timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata)
+
     def drain(
         self, role: control_pb2.Role.ValueType, rank: int, waits: bool, finish_s: float | None, timeout_s: float
     ) -> Iterator[control_pb2.DrainProgress]:

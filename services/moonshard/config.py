@@ -73,12 +73,15 @@ class ExpertConfig(_Section):
 
     repacked_cache: a directory that keeps the experts in the native kernels' layout, as large as the experts; a shard
     that starts again maps them. fault_hooks_s: for `moonshard chaos`: signals make a shard answer nonsense, or nothing,
-    for so many seconds; 0 ignores them.
+    for so many seconds; 0 ignores them. redundant_slots: of every layer, beyond the shard's block: above 0 experts may
+    have copies and move while the cell runs (links only); then shards answer with each expert's output apart, so that
+    no bit depends on where it was computed.
     """
 
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     activations: Literal["auto", "float32", "int16", "int8"] = "auto"
     repacked_cache: Path | None = None
+    redundant_slots: Annotated[int, Field(ge=0, le=512)] = 0
     fault_hooks_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
 
 
@@ -196,6 +199,13 @@ class CellConfig(_Section):
             raise ValueError(f"must be at most num_attention = {most}")
         if 0 < value < most and info.data.get("transport") == "all_to_all":
             raise ValueError(f"must be 0 or {most} with all_to_all, whose group is whole or not at all")
+        return value
+
+    @field_validator("experts")
+    @classmethod
+    def _moving_needs_links(cls, value: ExpertConfig, info: ValidationInfo) -> ExpertConfig:
+        if value.redundant_slots and info.data.get("transport") == "all_to_all":
+            raise ValueError("redundant_slots must be 0 with all_to_all, whose shards hold contiguous blocks")
         return value
 
     @classmethod

@@ -14,6 +14,7 @@ from moonshard.placement import (
     shard_weights,
     weigher,
 )
+from moonshard.placement_pins import Pins, pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +66,20 @@ def busiest_s(layer: Layer, load: Sequence[int], span_s: float, rules: Rules, co
     return most_s / max(span_s, 1e-9)
 
 
-def propose(current: Layer, load: Sequence[int], span_s: float, rules: Rules, costs: Costs) -> Change:
+def propose(
+    current: Layer, load: Sequence[int], span_s: float, rules: Rules, costs: Costs, pins: Pins | None = None
+) -> Change:
     """Of a few changed placements, from a handful of moves to a new one, the one that gains most after its cost."""
     num_experts = len(load)
     tries = [improve_layer(current, load, rules, moves_max) for moves_max in (1, 2, 4, 8, 16, 32, num_experts)]
     tries.append(relabelled(plan_layer(load, rules), current))
-    changes = [_change(current, wanted, load, span_s, rules, costs) for wanted in tries]
-    return max(changes, key=lambda change: change.gain_s - change.cost_s)
+    tries = [pinned(wanted, pins, rules.slots_per_shard) for wanted in tries] if pins else tries
+    changes = [change(current, wanted, load, span_s, rules, costs) for wanted in tries]
+    return max(changes, key=lambda it: it.gain_s - it.cost_s)
 
 
-def _change(current: Layer, wanted: Layer, load: Sequence[int], span_s: float, rules: Rules, costs: Costs) -> Change:
+def change(current: Layer, wanted: Layer, load: Sequence[int], span_s: float, rules: Rules, costs: Costs) -> Change:
+    """What another placement of a layer would gain and cost."""
     weight, loaded = weigher(load, rules), moves(current, wanted)
     # Shards load beside each other; the one with most to load is waited for.
     longest = max((sum(move.shard == shard for move in loaded) for shard in range(rules.num_shards)), default=0)

@@ -23,6 +23,8 @@ from moonshard.health import Health
 from moonshard.kernels import Pool
 from moonshard.metrics import new_registry, serve_metrics
 from moonshard.model.config import ModelConfig
+from moonshard.placed import Placement
+from moonshard.placement_news import PlacementNews
 from moonshard.process import USER_ERROR_STATUS, Lifetime
 from moonshard.rpc.lasting_link import LastingLink
 from moonshard.rpc.tls import worker_tls
@@ -91,9 +93,11 @@ class Inbox:
     """Messages from the router, except Shutdown, which ends the worker. `wakes` are called after each.
 
     on_members: takes Members messages at once, in the link's thread, instead of the loop that may wait for a shard.
+    placements: takes what tells of experts' places, likewise.
     """
 
-    def __init__(self, lifetime: Lifetime) -> None:
+    def __init__(self, lifetime: Lifetime, placements: PlacementNews) -> None:
+        self.placements = placements
         self.messages: queue.SimpleQueue[pb.RouterMessage] = queue.SimpleQueue()
         self.wakes: list[Callable[[], None]] = []
         self.on_members: Callable[[pb.Members], None] | None = None
@@ -119,6 +123,10 @@ class Inbox:
                     self._lifetime.stop(f"the router says: {message.shutdown.reason}")
                 elif self.on_members and message.WhichOneof("body") == "members":
                     self.on_members(message.members)
+                elif message.WhichOneof("body") == "placement":
+                    self.placements.tell(message.placement)
+                elif message.WhichOneof("body") == "hold":
+                    self.placements.order(message.hold)
                 else:
                     self.messages.put(message)
         if self._link.lost.is_set():
@@ -206,7 +214,8 @@ def _surroundings(role: str, arguments: WorkerArguments, lifetime: Lifetime) -> 
     try:
         metrics_address = f"{arguments.advertise_host or config.metrics.host}:{metrics.port}"
         join = _join(role, rank, topology, model, metrics_address)
-        inbox = Inbox(lifetime)
+        start = Placement.blocks(topology.num_experts, topology.num_shards, model.moe_layers)
+        inbox = Inbox(lifetime, PlacementNews(start))
         link = _lasting_link(arguments, join, inbox, lifetime)
         try:
             inbox.attach(link)
@@ -239,8 +248,11 @@ def _lasting_link(arguments: WorkerArguments, join: pb.Join, inbox: Inbox, lifet
 
     def connect(notify: Callable[[], None], timeout_s: float) -> RouterLink:
         join.epoch = inbox.epoch
+        if placement := inbox.placements.whole():
+            join.placement.CopyFrom(placement)
         link = RouterLink.connect(arguments.router_address, join, timeout_s, notify, _access(config.router))
         inbox.epoch = max(inbox.epoch, link.welcome.epoch)
+        inbox.placements.tell(link.welcome.placement)
         return link
 
     # A group of all_to_all ends with its router, as with any of its members.
@@ -297,6 +309,7 @@ def wire_spec(config: CellConfig, model: ModelConfig, dtype: torch.dtype) -> Wir
         moe_layers=model.moe_layers,
         row_dtype=dtype,
         checkpoint_id=model.checkpoint_id,
+        sums="expert" if config.experts.redundant_slots else "shard",
     )
 
 

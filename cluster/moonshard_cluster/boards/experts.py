@@ -107,6 +107,39 @@ BALANCE = Row(
     ],
 )
 
+MOVES = Row(
+    "What did the balancer do?",
+    [
+        Panel(
+            "Placement",
+            "Number of the committed placement, 0 is contiguous blocks; every copy that moves makes one or two.",
+            [Query(value("moonshard_placement_generation"), "generation")],
+            "short",
+        ),
+        Panel(
+            "Layers placed anew",
+            "Rebalances, layer by layer.",
+            [Query(rate("moonshard_placement_rebalances_total"), "layers per second")],
+            "short",
+        ),
+        Panel(
+            "Copies loaded",
+            "By running shards, and the share of their time that it took.",
+            [
+                Query(rate("moonshard_placement_copies_loaded_total"), "copies per second"),
+                Query(rate("moonshard_placement_loading_seconds_total"), "seconds per second"),
+            ],
+            "short",
+        ),
+        Panel(
+            "Redundant copies",
+            "Beyond one of each expert, over all layers.",
+            [Query(value("moonshard_placement_extra_copies"), "copies")],
+            "short",
+        ),
+    ],
+)
+
 COST = Row(
     "What does it cost?",
     [
@@ -160,7 +193,7 @@ BOARD = Board(
     "moonshard-experts",
     "moonshard / experts",
     "The load of every expert of every layer, how even it is over the shards, and what unevenness costs.",
-    [LOAD, BALANCE, COST],
+    [LOAD, BALANCE, MOVES, COST],
     [
         Variable("layer", "moonshard_expert_rank_tokens_total", multi=False),
         Variable("ep_rank", "moonshard_expert_rank_tokens_total"),

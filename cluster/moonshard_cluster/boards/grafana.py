@@ -8,6 +8,7 @@ from moonshard_cluster.boards.panels import Board, Kind, Panel, Row, Variable
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 COMMON = (Variable("namespace", "moonshard_requests_waiting"), Variable("model_name", "moonshard_requests_waiting"))
 COLUMNS = 24
+REBALANCES = "increase(moonshard_placement_rebalances_total[2m]) > 0"
 RESTARTS = "changes(process_start_time_seconds[2m]) > 0"
 
 
@@ -24,7 +25,12 @@ def to_json(board: Board) -> dict[str, Any]:
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "templating": {"list": [_datasource(), *map(_variable, (*COMMON, *board.variables))]},
-        "annotations": {"list": [_annotation("Restarts", RESTARTS, "{{instance}} restarted")]},
+        "annotations": {
+            "list": [
+                _annotation("Restarts", RESTARTS, "{{instance}} restarted"),
+                _annotation("Rebalances", REBALANCES, "experts of {{model_name}} moved"),
+            ]
+        },
         "panels": list(_panels(board.rows)),
     }
 

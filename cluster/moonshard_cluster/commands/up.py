@@ -47,6 +47,10 @@ def up(
     attention: Annotated[int | None, typer.Option("--attention", help="attention workers [1]")] = None,
     shards: Annotated[int | None, typer.Option("--shards", help="expert shards [8]")] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", help="processes that hold each shard [1]")] = None,
+    redundant_slots: Annotated[
+        int | None,
+        typer.Option("--redundant-slots", help="experts a shard holds beyond its own; with any they move [0]"),
+    ] = None,
     transport: Annotated[str | None, typer.Option("--transport", help="links or all_to_all [links]")] = None,
     port: Annotated[int | None, typer.Option("--port", help="the router's gRPC port; 0 is any [50051]")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32 or bfloat16 [auto]")] = None,
@@ -126,6 +130,7 @@ def up(
             "num_threads": expert_threads,
             "activations": expert_activations,
             "fault_hooks_s": fault_hooks,
+            "redundant_slots": redundant_slots,
             "repacked_cache": repacked_cache and repacked_cache.resolve(),
         },
         "metrics": {"base_port": metrics_port},

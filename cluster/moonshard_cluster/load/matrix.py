@@ -5,7 +5,7 @@ Shapes: L MoE layers, E logical experts, S shards.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,13 @@ class ExpertLoad:
         """Rows by the mean of their layer: 1 is an expert with its fair share."""
         heat_LE: NDArray[np.float64] = self.rows_LE / np.maximum(self.rows_LE.mean(axis=1, keepdims=True), 1e-12)
         return heat_LE
+
+    def of_layers(self, layers: tuple[int, ...]) -> "ExpertLoad":
+        """Of these only. Raises ConfigError for one that there is no load of."""
+        if strangers := set(layers) - set(self.layers):
+            raise ConfigError("layers", f"there is no load of layer {min(strangers)}")
+        at = [self.layers.index(layer) for layer in layers]
+        return replace(self, layers=layers, rows_LE=self.rows_LE[at], rows_SL=self.rows_SL[:, at])
 
     def minus(self, earlier: "ExpertLoad") -> "ExpertLoad":
         """What was served between two readings of totals. Raises ConfigError when they are not of one cell."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from moonshard.attention.failover_metrics import register_failover_metrics
 from moonshard.errors import PeerLost, TransportError
 from moonshard.transport.links import LinkDispatcher, Patience, Suspicion, Target
+from moonshard.transport.routing_table import RoutingTable
 from moonshard.v1 import control_pb2 as pb
 from moonshard.worker import Worker
 
@@ -32,14 +33,14 @@ def choose(targets: Sequence[Target], num_shards: int, rank: int) -> list[Target
     return chosen
 
 
-def meet_shards(worker: Worker, members: pb.Members) -> LinkDispatcher:
+def meet_shards(worker: Worker, members: pb.Members, table: RoutingTable | None = None) -> LinkDispatcher:
     """Links to one copy of every shard. One that dies meanwhile is waited for, as later. Raises TransportError."""
     patience = patience_of(worker)
     deadline = time.monotonic() + patience.failover_s
     while True:
         try:
             targets = choose(targets_of(members), worker.spec.num_shards, worker.rank)
-            return LinkDispatcher(worker.spec, worker.rank, targets, worker.config.timeouts.combine_s, patience)
+            return LinkDispatcher(worker.spec, worker.rank, targets, worker.config.timeouts.combine_s, patience, table)
         except TransportError:
             if time.monotonic() > deadline or worker.lifetime.stopping.wait(RETRY_S):
                 raise

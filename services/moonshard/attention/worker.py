@@ -9,6 +9,7 @@ from moonshard.attention.link_metrics import register_link_metrics
 from moonshard.attention.loading import LateDispatcher, load_decoder
 from moonshard.attention.metrics import AttentionMetrics
 from moonshard.attention.orders import obey
+from moonshard.attention.placing import FollowedPlacement
 from moonshard.attention.report import Report
 from moonshard.attention.runner import Runner
 from moonshard.attention.scheduler import Scheduler
@@ -19,6 +20,7 @@ from moonshard.tokenizer import load_tokenizer
 from moonshard.transport.all_to_all import AllToAllDispatcher, join_group
 from moonshard.transport.contract import Dispatcher
 from moonshard.transport.links import LinkDispatcher
+from moonshard.transport.routing_table import RoutingTable
 from moonshard.v1 import control_pb2 as pb
 from moonshard.worker import Worker
 
@@ -30,14 +32,17 @@ def serve(worker: Worker) -> None:
     """The life of attention worker `worker.rank`."""
     if worker.rank >= worker.topology.num_attention:
         raise ConfigError("rank", f"must be below num_attention = {worker.topology.num_attention}, got {worker.rank}")
+    placed = FollowedPlacement(worker) if worker.spec.sums == "expert" else None
     routed = LateDispatcher()
     decoder, grammars = load_decoder(worker, routed), _grammars(worker)
     members = _await_members(worker)
     if members is None:
         return
-    routed.target = dispatcher = _meet(worker, members)
+    routed.target = dispatcher = _meet(worker, members, placed.table if placed else None)
     if isinstance(dispatcher, LinkDispatcher):
         follow_members(worker, dispatcher, members)
+        if placed:
+            placed.attach(dispatcher)
     try:
         engine = Engine(Scheduler(worker.config.attention), Runner(decoder, _cache(worker), worker.device))
         worker.inbox.wakes.append(dispatcher.wake)
@@ -72,10 +77,10 @@ def _grammars(worker: Worker) -> GrammarEngine:
     return GrammarEngine(load_tokenizer(worker.config.checkpoint), model.vocab_size, model.eos_token_ids)
 
 
-def _meet(worker: Worker, members: pb.Members) -> Dispatcher:
+def _meet(worker: Worker, members: pb.Members, table: RoutingTable | None) -> Dispatcher:
     config = worker.config
     if config.transport == "links":
-        return meet_shards(worker, members)
+        return meet_shards(worker, members, table)
     rank = worker.topology.attention_rank(worker.rank)
     group = join_group(
         config.collective_address, rank, worker.topology.world_size, worker.device, config.timeouts.join_s

@@ -19,7 +19,7 @@ PER_LAYER = ["model_name", "layer", "ep_rank"]
 
 
 class ExpertMetrics:
-    """Families of one shard. `windows` decides when counts per expert may be seen."""
+    """Families of one shard. `windows` decides when counts per expert may be seen; block: its experts at the start."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class ExpertMetrics:
         counters: LoadCounters,
         windows: LoadWindows,
         stats: TransportStats,
+        block: range,
     ) -> None:
         own = [model_name, str(shard)]
         self.compute_seconds = _histogram(
@@ -41,7 +42,7 @@ class ExpertMetrics:
         families = [*_layer_families(own, counters), _sizes(own, counters), _link_bytes(own, stats)]
         if config.per_expert != "off":
             top = config.per_expert_topk if config.per_expert == "topk" else None
-            families.append(_per_expert(model_name, counters, windows, top))
+            families.append(_per_expert(model_name, counters, windows, block, top))
         registry.register(ScrapeCollector(families))
 
 
@@ -52,8 +53,8 @@ def _histogram(
     return Histogram(name, documentation, labels, buckets=buckets, registry=registry).labels(*own)
 
 
-def _per_expert(model_name: str, counters: LoadCounters, windows: LoadWindows, top: int | None) -> Family:
-    """top: only so many, those with the most rows so far."""
+def _per_expert(model_name: str, counters: LoadCounters, windows: LoadWindows, block: range, top: int | None) -> Family:
+    """Of the shard's block and of whatever else had rows here. top: only so many, those with the most rows so far."""
 
     def samples() -> Iterator[tuple[list[str], float]]:
         rows = windows.told_LE.reshape(-1)
@@ -62,6 +63,8 @@ def _per_expert(model_name: str, counters: LoadCounters, windows: LoadWindows, t
         values = rows.tolist()
         for at in shown:
             layer, expert = counters.moe_layers[at // num_experts], counters.experts[at % num_experts]
+            if not values[at] and expert not in block:
+                continue
             yield [model_name, str(layer), str(expert)], values[at]
 
     text = "Rows routed to each expert, counted at the shard that served them and told window by window"

@@ -11,17 +11,19 @@ from moonshard.config import CellConfig
 from moonshard.errors import ConfigError
 from moonshard.experts.counters import LoadCounters
 from moonshard.experts.fault_hooks import FaultHooks
+from moonshard.experts.keeper import Keeper, SlotLoader
 from moonshard.experts.metrics import ExpertMetrics
 from moonshard.experts.shard import Shard, Stack
 from moonshard.experts.windows import LoadWindow, LoadWindows, WindowRule
 from moonshard.kernels import Precision
 from moonshard.model import native_experts
 from moonshard.model.checkpoint import Checkpoint
-from moonshard.model.experts import load_expert_stacks
+from moonshard.model.experts import StackSlots, load_expert_stacks
 from moonshard.transport.all_to_all import AllToAllEndpoint, join_group
 from moonshard.transport.contract import Endpoint
 from moonshard.transport.links import LinkEndpoint
 from moonshard.transport.links.address import advertised, tcp_address
+from moonshard.transport.slots import Slots
 from moonshard.v1 import control_pb2 as pb
 from moonshard.worker import Worker, native_pool
 
@@ -39,9 +41,12 @@ def serve(worker: Worker) -> None:
     if worker.rank >= (limit := worker.topology.num_expert_workers):
         raise ConfigError("rank", f"must be below num_shards x num_replicas = {limit}, got {worker.rank}")
     experts = worker.topology.experts_of(worker.topology.shard_of(worker.rank))
-    shard = _load(worker, experts)
-    endpoint = _open(worker)
+    slots = _slots(worker, experts)
+    shard, keeper = _load(worker, experts, slots)
+    endpoint = _open(worker, slots)
     try:
+        if keeper:
+            keeper.start()
         windows = _tell_load(worker, shard)
         metrics = ExpertMetrics(
             worker.registry,
@@ -51,26 +56,55 @@ def serve(worker: Worker) -> None:
             shard.counters,
             windows,
             endpoint.stats,
+            experts,
         )
         _loop(worker, shard, endpoint, metrics)
     finally:
+        if keeper:
+            keeper.close()
         endpoint.close()
 
 
-def _load(worker: Worker, experts: range) -> Shard:
+def _slots(worker: Worker, experts: range) -> Slots | None:
+    """Where experts lie, if they may move."""
+    if not (spare := worker.config.experts.redundant_slots):
+        return None
+    return Slots(worker.spec, experts, len(experts) + spare)
+
+
+def _load(worker: Worker, experts: range, slots: Slots | None) -> tuple[Shard, Keeper | None]:
     pool = native_pool("expert", worker.config, worker.device)
+    num_slots, progress = slots.num_slots if slots else None, worker.progress.loaded
     stacks: Mapping[int, Stack]
-    with Checkpoint(worker.config.checkpoint, worker.model) as checkpoint:
+    loader: SlotLoader
+    checkpoint = Checkpoint(worker.config.checkpoint, worker.model)
+    try:
         if pool and native_experts.can_load(checkpoint):
-            precision = _precision(worker)
-            cache = worker.config.experts.repacked_cache
-            stacks = native_experts.load_native_stacks(
-                checkpoint, experts, pool, precision, worker.progress.loaded, cache
+            precision, cache = _precision(worker), worker.config.experts.repacked_cache
+            stacks = native = native_experts.load_native_stacks(
+                checkpoint, experts, pool, precision, progress, cache, num_slots
             )
+            loader = native_experts.NativeSlots(checkpoint, native)
         else:
-            stacks = load_expert_stacks(checkpoint, experts, worker.dtype, worker.device, worker.progress.loaded)
-    logger.info("loaded experts %d..%d: %d bytes read", experts.start, experts.stop - 1, checkpoint.bytes_read)
-    return Shard(stacks, experts)
+            stacks = plain = load_expert_stacks(checkpoint, experts, worker.dtype, worker.device, progress, num_slots)
+            loader = StackSlots(checkpoint, plain)
+        logger.info("loaded experts %d..%d: %d bytes read", experts.start, experts.stop - 1, checkpoint.bytes_read)
+        return Shard(stacks, experts, slots), _keeper(worker, slots, loader)
+    finally:
+        if not slots:
+            checkpoint.close()
+
+
+def _keeper(worker: Worker, slots: Slots | None, loader: SlotLoader) -> Keeper | None:
+    """Holds what the router has published by now."""
+    if slots is None:
+        return None
+    placements, shard = worker.inbox.placements, worker.topology.shard_of(worker.rank)
+    keeper = Keeper(shard, slots, loader, worker.link.send)
+    keeper.catch_up(placements.current)
+    placements.follow(keeper.follow)
+    placements.obey(keeper.order)
+    return keeper
 
 
 def _precision(worker: Worker) -> Precision:
@@ -79,12 +113,12 @@ def _precision(worker: Worker) -> Precision:
     return "exact" if wanted == "float32" else "int8" if wanted == "auto" else wanted
 
 
-def _open(worker: Worker) -> Endpoint:
+def _open(worker: Worker, slots: Slots | None) -> Endpoint:
     config = worker.config
     if config.transport == "links":
         address = listen_address(config, worker.rank, worker.advertise_host)
         shard = worker.topology.shard_of(worker.rank)
-        endpoint = LinkEndpoint(worker.spec, shard, address, timeout_s=config.timeouts.combine_s)
+        endpoint = LinkEndpoint(worker.spec, shard, address, timeout_s=config.timeouts.combine_s, slots=slots)
         # The process may be ended while its main thread is elsewhere; no socket file may stay behind.
         if config.links == "unix":
             worker.lifetime.on_forced_exit.append(lambda: Path(address.removeprefix("unix:")).unlink(missing_ok=True))

@@ -6,7 +6,7 @@ The reference arithmetic: weights dequantised in FP32 (specification 4), rounded
 in FP32, in ascending expert order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -126,9 +126,11 @@ def load_expert_stacks(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    num_slots: int | None = None,
 ) -> dict[int, ExpertStack]:
     """Stacks of `experts` for every MoE layer, by layer index. Reads these experts' byte ranges and nothing else.
 
+    num_slots: experts that each layer has memory for, `experts` in the first of them; as many when None.
     `dtype` is that of plain experts; packed ones stay as they are stored. Raises CheckpointError before any
     weight is read when a tensor is not as expected.
     """
@@ -143,7 +145,10 @@ def load_expert_stacks(
     every = [spec for group in specs.values() for spec in group]
     checkpoint.check(every)
     scale_dtype = _scale_dtype(checkpoint, every)
-    stacks = {layer: _allocate(config, experts, dtype, scale_dtype, device) for layer in config.moe_layers}
+    stacks = {
+        layer: _allocate(config, experts, num_slots or len(experts), dtype, scale_dtype, device)
+        for layer in config.moe_layers
+    }
     reads = [
         Read(spec, destination)
         for (layer, expert), group in specs.items()
@@ -160,9 +165,14 @@ def _scale_dtype(checkpoint: Checkpoint, specs: list[TensorSpec]) -> torch.dtype
 
 
 def _allocate(
-    config: ModelConfig, experts: range, dtype: torch.dtype, scale_dtype: torch.dtype, device: torch.device | str
+    config: ModelConfig,
+    experts: range,
+    num: int,
+    dtype: torch.dtype,
+    scale_dtype: torch.dtype,
+    device: torch.device | str,
 ) -> ExpertStack:
-    width, hidden, num = config.moe_intermediate_size, config.hidden_size, len(experts)
+    width, hidden = config.moe_intermediate_size, config.hidden_size
 
     def projection(rows: int, columns: int) -> Projection:
         if config.quantization is None:
@@ -188,3 +198,16 @@ def _destinations(specs: list[TensorSpec], stack: ExpertStack, expert: int) -> I
             continue
         tensors = (stack.down if projection == "down_proj" else stack.gate_up).tensors
         yield spec, half[projection](tensors[suffix == "weight_scale"][expert])
+
+
+class StackSlots:
+    """Loads single experts into slots of running stacks. For one thread, which is not the one that computes."""
+
+    def __init__(self, checkpoint: Checkpoint, stacks: Mapping[int, ExpertStack]) -> None:
+        self._checkpoint, self._stacks = checkpoint, stacks
+
+    def load(self, layer: int, expert: int, slot: int) -> None:
+        """Raises CheckpointError."""
+        specs = list(expert_tensors(self._checkpoint.config, layer, expert))
+        self._checkpoint.check(specs)
+        self._checkpoint.read([Read(*it) for it in _destinations(specs, self._stacks[layer], slot)])

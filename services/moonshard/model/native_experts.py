@@ -61,9 +61,11 @@ def load_native_stacks(
     precision: Precision,
     progress: Progress | None = None,
     cache: Path | None = None,
+    num_slots: int | None = None,
 ) -> dict[int, NativeExpertStack]:
     """Stacks of `experts` for every MoE layer, by layer index, repacked one expert at a time.
 
+    num_slots: experts that each layer has memory for, `experts` in the first of them; as many when None.
     Reads these experts' byte ranges and nothing else. cache: a directory that keeps what was repacked; from then on it
     is mapped instead of read anew. Raises CheckpointError before any weight is read when a tensor is not as expected,
     ConfigError when the cache cannot be used.
@@ -74,23 +76,42 @@ def load_native_stacks(
         for layer in config.moe_layers
         for expert in experts
     }
+    slots = range(experts.start, experts.start + (num_slots or len(experts)))
     checkpoint.check(spec for group in specs.values() for spec in group)
     load = partial(_repack_all, checkpoint, specs, pool, progress or _untold)
     if cache is None:
-        stacks = _stacks(config, experts, pool, precision, None)
+        stacks = _stacks(config, slots, pool, precision, None)
         load(stacks)
         return stacks
     fingerprint = checkpoint.fingerprint(spec for group in specs.values() for spec in group)
-    path = cached_path(cache, fingerprint, experts)
-    num_bytes = len(config.moe_layers) * _layer_bytes(config, experts)
-    if (panels := open_cached(path, num_bytes)) is not None:
-        stacks = _stacks(config, experts, pool, precision, panels)
-        _touch_all(stacks, pool, progress or _untold)
-        return stacks
-    with new_cached(path, num_bytes) as fresh:
-        stacks = _stacks(config, experts, pool, precision, fresh)
-        load(stacks)
+    path = cached_path(cache, fingerprint, experts, len(slots))
+    num_bytes = len(config.moe_layers) * _layer_bytes(config, slots)
+    if (panels := open_cached(path, num_bytes)) is None:
+        with new_cached(path, num_bytes) as fresh:
+            stacks = _stacks(config, slots, pool, precision, fresh)
+            load(stacks)
+        # What is loaded into slots later is this shard's alone: it must not get into the file.
+        if len(slots) == len(experts) or (panels := open_cached(path, num_bytes)) is None:
+            return stacks
+    stacks = _stacks(config, slots, pool, precision, panels)
+    _touch_all(stacks, pool, progress or _untold)
     return stacks
+
+
+class NativeSlots:
+    """Loads single experts into slots of running stacks. For one thread, which is not the one that computes."""
+
+    def __init__(self, checkpoint: Checkpoint, stacks: Mapping[int, NativeExpertStack]) -> None:
+        self._checkpoint, self._stacks = checkpoint, stacks
+        # A pool of its own: the shard's computes meanwhile.
+        self._pool, self._staging = Pool(1), _Staging(checkpoint.config)
+
+    def load(self, layer: int, expert: int, slot: int) -> None:
+        """Raises CheckpointError."""
+        specs = list(expert_tensors(self._checkpoint.config, layer, expert))
+        self._checkpoint.check(specs)
+        kernels = self._stacks[layer].kernels
+        self._staging.move(self._checkpoint, specs, kernels, self._pool, kernels.first_expert + slot)
 
 
 def _untold(loaded: int, total: int) -> None:

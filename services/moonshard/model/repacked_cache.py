@@ -20,10 +20,11 @@ LAYOUT = "panels-1"  # of kernels/native/layout.h; a new number leaves old files
 SETTING = "experts.repacked_cache"
 
 
-def cached_path(folder: Path, fingerprint: str, experts: range) -> Path:
-    """Where the panels of these experts belong."""
+def cached_path(folder: Path, fingerprint: str, experts: range, num_slots: int | None = None) -> Path:
+    """Where the panels of these experts belong, with memory for num_slots in each layer if it is more than theirs."""
     name = hashlib.sha256(f"{LAYOUT}:{fingerprint}".encode()).hexdigest()[:32]
-    return folder / f"{name}-{experts.start}-{experts.stop}.panels"
+    slots = f"-of-{num_slots}" if num_slots and num_slots > len(experts) else ""
+    return folder / f"{name}-{experts.start}-{experts.stop}{slots}.panels"
 
 
 def open_cached(path: Path, num_bytes: int) -> Tensor | None:

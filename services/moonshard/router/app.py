@@ -14,6 +14,7 @@ from moonshard.config import CellConfig
 from moonshard.grammar import GrammarEngine
 from moonshard.health import Health
 from moonshard.metrics import RunningMetrics, serve_metrics
+from moonshard.placed import Placement
 from moonshard.router import cluster_service, inference_service, workers_service
 from moonshard.router.cell import Cell, recovery_s
 from moonshard.router.chat.turn import Turns
@@ -30,6 +31,8 @@ from moonshard.router.load import LoadBook
 from moonshard.router.load_metrics import register_load_metrics
 from moonshard.router.membership import Membership, Role
 from moonshard.router.metrics import RouterMetrics
+from moonshard.router.placement_metrics import register_placement_metrics
+from moonshard.router.placer import MoveLimits, Placer
 from moonshard.router.requests import Limits
 from moonshard.router.run_file import reachable, write_run_file
 from moonshard.router.served_model import ServedModel
@@ -74,11 +77,18 @@ class Router:
         metrics.watch_tenants(tuple(guard.weights), self.engine.num_waiting_of)
         load = LoadBook(model.num_experts, config.metrics.load_history_s)
         kv_events = KvEvents(config.attention.block_size)
+        self.placer = Placer(
+            topology,
+            Placement.blocks(model.num_experts, config.num_shards, model.moe_layers),
+            MoveLimits.of(config, topology),
+            self._connections.send,
+        )
         self.cell = Cell(
-            membership, self._connections, self.engine, load, time.monotonic, kv_events, recovery_s(config)
+            membership, self._connections, self.engine, load, time.monotonic, kv_events, recovery_s(config), self.placer
         )
         register_load_metrics(registry, model.name, load, lambda: self.cell.membership, time.monotonic)
         register_failover_metrics(registry, model.name, self.cell.losses, lambda: self.cell.membership)
+        register_placement_metrics(registry, model.name, self.placer)
         self.health = Health(config.timeouts.stall_s)
         self.health.readiness = self._problem
         self._for_clients = (INFERENCE, GATEWAYS) if model.gateway else (INFERENCE,)
@@ -91,7 +101,14 @@ class Router:
             config.router.max_connection_age_s,
         )
         self._cluster = cluster_service.ClusterService(
-            config, model.name, self.cell, self.engine, guard.operator, time.monotonic, self.asked_to_leave.set
+            config,
+            model.name,
+            self.cell,
+            self.engine,
+            guard.operator,
+            time.monotonic,
+            self.asked_to_leave.set,
+            self.placer,
         )
         grammars = Grammars(model.tokenizer, GrammarEngine(model.tokenizer, model.vocab_size, model.eos_token_ids))
         limits = partial(cell_limits, config, model, self.cell)

@@ -7,15 +7,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from moonshard.config import CellConfig
+from moonshard.placed import Placement
 from moonshard.router.connections import Connection, Connections
 from moonshard.router.engine import Engine
 from moonshard.router.failover_metrics import Losses
 from moonshard.router.load import LoadBook
 from moonshard.router.load_wire import window_from_load
-from moonshard.router.membership import Membership, Outgoing, Role, Worker, WorkerId, WorkerState
+from moonshard.router.membership import Membership, Outgoing, Role, Welcome, Worker, WorkerId, WorkerState
+from moonshard.router.placer import Placer
 from moonshard.router.rates import RateWindow
 from moonshard.router.wire import (
     credits_from_ready,
@@ -66,8 +69,12 @@ class Cell:
         clock: Callable[[], float],
         caches: CacheWatcher,
         recovery_s: float = 0.0,
+        placer: Placer | None = None,
     ) -> None:
         self.membership = membership
+        self.placer = placer
+        if placer:
+            placer.published = self._placed
         self.load = load
         self.changed = asyncio.Event()
         self._connections = connections
@@ -90,6 +97,9 @@ class Cell:
         """`cut` breaks the worker's stream. Raises ConfigError when the worker does not belong here."""
         worker = worker_from_join(message)
         membership, outgoing = self.membership.join(worker)
+        if self.placer:
+            self.placer.joined(worker.id, message)
+            membership = replace(membership, placement=self.membership.placement)
         connection = self._connections.open(worker.id, cut)
         self._pulses[worker.id] = _Pulse(self._clock())
         logger.info("%s joined", worker.describe())
@@ -122,6 +132,10 @@ class Cell:
             self._suspect(worker_id, message.suspicion)
         elif kind == "ready":
             self._ready(worker_id, message.ready)
+        elif kind == "placed" and self.placer:
+            self.placer.placed(worker_id, message.placed)
+        elif kind == "held" and self.placer:
+            self.placer.held(worker_id, message.held)
         elif kind == "kv_events":
             self._caches.receive(worker_id.rank, message.kv_events.events)
         else:
@@ -132,6 +146,8 @@ class Cell:
         worker = self.membership.workers[connection.worker_id]
         self._connections.close(connection)
         del self._pulses[worker.id]
+        if self.placer:
+            self.placer.lost(worker.id)
         logger.log(logging.INFO if self.is_draining else logging.ERROR, "%s lost: %s", worker.describe(), problem)
         if worker.state is not WorkerState.DRAINING:
             self.losses.lost[worker.id.role] += self.membership.is_formed
@@ -237,10 +253,17 @@ class Cell:
         if suspicion.is_wrong:
             self._connections.send(suspect, pb.RouterMessage(shutdown=pb.Shutdown(reason=suspicion.reason)))
 
+    def _placed(self, placement: Placement) -> None:
+        """Experts are elsewhere now, which coverage must know."""
+        self._commit(replace(self.membership, placement=placement), ())
+
     def _commit(self, membership: Membership, outgoing: Iterable[Outgoing]) -> None:
         self.membership = membership
+        if self.placer:
+            self.placer.workers = membership.workers
         for message in outgoing:
-            self._connections.send(message.to, membership_message(message.message))
+            placement = self.placer.welcome() if self.placer and isinstance(message.message, Welcome) else None
+            self._connections.send(message.to, membership_message(message.message, placement))
         self._gate()
 
     def _gate(self) -> None:

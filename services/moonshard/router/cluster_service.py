@@ -11,14 +11,17 @@ from typing import Any
 import psutil
 
 from moonshard.config import CellConfig
-from moonshard.errors import RequestError
+from moonshard.errors import FailedPrecondition, RequestError
 from moonshard.router.cell import Cell
 from moonshard.router.drains import Drains, Progress
 from moonshard.router.engine import Engine
 from moonshard.router.load_wire import load_response
 from moonshard.router.membership import WorkerId
 from moonshard.router.operator_key import OperatorKey
+from moonshard.router.placement_wire import placement_response, progress_message
+from moonshard.router.placer import Placer
 from moonshard.router.wire import ROLES
+from moonshard.rpc.placements import layers_from_proto
 from moonshard.v1 import control_pb2 as pb
 from moonshard.v1.control_pb2_grpc import ClusterServicer
 
@@ -40,6 +43,7 @@ class ClusterService(ClusterServicer):
         operator: OperatorKey,
         clock: Callable[[], float],
         leave: Callable[[], None],
+        placer: Placer,
     ) -> None:
         """leave: have the router make way; returns at once."""
         self.metrics_address = ""
@@ -51,6 +55,7 @@ class ClusterService(ClusterServicer):
         self._clock = clock
         self._leave = leave
         self._drains = Drains(cell, engine)
+        self._placer = placer
         self._process = psutil.Process()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
@@ -83,8 +88,31 @@ class ClusterService(ClusterServicer):
         # Written so that NaN is refused too.
         if not 0 <= request.window_s <= book.history_s:
             raise RequestError("window_s", f"must be in 0..{book.history_s:g}, got {request.window_s:g}")
+        topology = self._cell.membership.topology
         matrix = book.matrix(request.window_s, self._clock())
+        if self._placer.movable:  # they count what they ever held; GetPlacement tells what they hold
+            matrix = matrix.with_blocks(lambda rank: topology.experts_of(topology.shard_of(rank)))
         return load_response(matrix, model_name=self._model_name, history_s=book.history_s, taken_at_s=time.time())
+
+    async def GetPlacement(self, request: pb.GetPlacementRequest, context: Any) -> pb.GetPlacementResponse:
+        self._operator.check(context.invocation_metadata())
+        return placement_response(self._placer)
+
+    async def ApplyPlacement(
+        self, request: pb.ApplyPlacementRequest, context: Any
+    ) -> AsyncIterator[pb.PlacementProgress]:
+        self._operator.check(context.invocation_metadata())
+        if not self._cell.membership.is_formed:
+            raise FailedPrecondition(f"the cell has not formed yet: {self._cell.membership.describe_missing()}")
+        started_s, layers = self._clock(), layers_from_proto(request.layers)
+        async with contextlib.aclosing(self._placer.apply(layers, request.generation)) as progress:
+            async for it in progress:
+                yield progress_message(self._placer, it, self._clock() - started_s)
+
+    async def PinExpert(self, request: pb.PinExpertRequest, context: Any) -> pb.GetPlacementResponse:
+        self._operator.check(context.invocation_metadata())
+        self._placer.pin(request.pin.layer, request.pin.expert, tuple(request.pin.shards))
+        return placement_response(self._placer)
 
     async def Drain(self, request: pb.DrainRequest, context: Any) -> AsyncIterator[pb.DrainProgress]:
         if request.role == pb.ROLE_ROUTER:

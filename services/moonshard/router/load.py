@@ -7,13 +7,14 @@ each shard at one moment, not all shards at the same.
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from moonshard.errors import ConfigError
 
-SNAPSHOTS_MAX = 240
-"""Of one shard: a history's resolution is its length by this, or the windows' own where they are longer."""
+SNAPSHOTS_MAX, SNAPSHOT_CELLS_MAX = 240, 1_500_000
+"""Of one shard: a history's resolution is its length by this, or the windows' own where they are longer; fewer where a
+shard counts so many experts (all of them, when they may move) that the snapshots would hold more cells than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class LoadMatrix:
     shards: dict[int, LayerLoad]
     span_s: float
 
+    def with_blocks(self, experts_of: Callable[[int], range]) -> "LoadMatrix":
+        """With other experts of each rank; the rows stay."""
+        shards = {rank: LayerLoad(tuple(experts_of(rank)), it.rows) for rank, it in self.shards.items()}
+        return replace(self, shards=shards)
+
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
@@ -58,11 +64,12 @@ class _Shard:
         self.experts = window.experts
         self.start = self.latest = _Snapshot(now_s - window.span_s, array("Q", bytes(8 * len(window.rows))))
         self._history_s = history_s
+        self._num_kept_max = max(8, min(SNAPSHOTS_MAX, SNAPSHOT_CELLS_MAX // max(1, len(window.rows))))
         self._kept = deque([self.start])
 
     def add(self, window: ShardWindow, now_s: float) -> None:
         # The last one before the resolution is used up is kept, so that what is dropped is near what is kept.
-        if now_s - self._kept[-1].at_s >= self._history_s / SNAPSHOTS_MAX and self.latest is not self._kept[-1]:
+        if now_s - self._kept[-1].at_s >= self._history_s / self._num_kept_max and self.latest is not self._kept[-1]:
             self._kept.append(self.latest)
         self.latest = _Snapshot(now_s, array("Q", map(int.__add__, self.latest.rows, window.rows)))
         # One snapshot from before the history is its base.

@@ -12,11 +12,13 @@ starts the next one, which the attention workers are told of; who holds an older
     ready     ──►    epoch + 1                       ──►   Members
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from moonshard.errors import ConfigError
+from moonshard.placed import Placement, coverage_of
 from moonshard.topology import Coverage, Topology, coverage
 
 MAX_NAMED = 4
@@ -122,6 +124,7 @@ class Membership:
     """The committed state. needs_addresses: shards must tell a data address, as they do on links.
 
     min_attention: attention workers that the first time takes, any of them; 0 is all. is_formed: that time has been.
+    placement: where experts are; None is contiguous blocks.
     """
 
     topology: Topology
@@ -131,6 +134,7 @@ class Membership:
     workers: Mapping[WorkerId, Worker] = field(default_factory=dict)
     is_formed: bool = False
     min_attention: int = 0
+    placement: Placement | None = None
 
     def join(self, worker: Worker) -> tuple["Membership", list[Outgoing]]:
         """Raises ConfigError when the worker does not belong here."""
@@ -175,9 +179,12 @@ class Membership:
 
     @property
     def coverage(self) -> Coverage:
-        """Of the experts by the shards that are ready."""
-        ready = (shard.experts for shard in self._of(Role.EXPERT) if shard.state is WorkerState.READY)
-        return coverage(self.topology.num_experts, ready)
+        """Of the experts by the shards that are ready, redundant copies included."""
+        ready = [shard for shard in self._of(Role.EXPERT) if shard.state is WorkerState.READY]
+        if self.placement is None:
+            return coverage(self.topology.num_experts, (shard.experts for shard in ready))
+        live = Counter(self.topology.shard_of(shard.id.rank) for shard in ready)
+        return coverage_of(self.placement, tuple(live[shard] for shard in range(self.topology.num_shards)))
 
     def serves(self, role: Role) -> bool:
         """Whether what this role does can be done: every expert covered, or an attention worker ready."""

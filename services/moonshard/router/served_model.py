@@ -24,6 +24,7 @@ class ServedModel:
     num_layers: int
     tokenizer: Tokenizer
     prompts: PromptWriter
+    moe_layers: tuple[int, ...] = ()
     gateway: GatewayModel | None = None
 
 
@@ -42,6 +43,7 @@ def load_served_model(config: CellConfig) -> ServedModel:
         num_experts=model.n_routed_experts,
         num_experts_per_token=model.num_experts_per_tok,
         num_layers=model.num_hidden_layers,
+        moe_layers=model.moe_layers,
         tokenizer=tokenizer,
         gateway=GatewayModel(config.checkpoint, tokenizer, eos_token_ids, config.router.trust_control_tokens),
         prompts=PromptWriter(tokenizer, template, config.router.trust_control_tokens),

@@ -71,9 +71,10 @@ def _update_from_output(output: pb.SequenceOutput) -> SequenceUpdate:
     )
 
 
-def membership_message(message: Welcome | Members) -> pb.RouterMessage:
+def membership_message(message: Welcome | Members, placement: pb.Placement | None = None) -> pb.RouterMessage:
+    """placement: for a welcome; None is contiguous blocks."""
     if isinstance(message, Welcome):
-        return pb.RouterMessage(welcome=pb.Welcome(epoch=message.epoch))
+        return pb.RouterMessage(welcome=pb.Welcome(epoch=message.epoch, placement=placement))
     shards = [pb.Shard(shard=it.shard, replica=it.replica, data_address=it.data_address) for it in message.copies]
     return pb.RouterMessage(members=pb.Members(epoch=message.epoch, shards=shards))
 

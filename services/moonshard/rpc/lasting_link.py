@@ -19,6 +19,9 @@ Connect = Callable[[Callable[[], None], float], RouterLink]
 """connect(notify, timeout_s): a joined stream. Raises ConfigError or Unavailable."""
 
 
+_SAID_AGAIN = ("placed", "ready")
+
+
 class LastingLink:
     """As RouterLink, whose methods have the same names. lost: for good, `reason` says why.
 
@@ -41,7 +44,7 @@ class LastingLink:
         self._connect, self._keep_s = connect, keep_s
         self._notify, self._wanted, self._rejoined = notify, wanted, rejoined
         self._senders: list[tuple[str, Callable[[], pb.WorkerMessage | None], float]] = []
-        self._ready: pb.WorkerMessage | None = None
+        self._said: dict[str, pb.WorkerMessage] = {}
         self._changing = threading.Lock()
         self._seeker: threading.Thread | None = None
         self._link: RouterLink | None = None
@@ -54,9 +57,10 @@ class LastingLink:
         return link is not None and not link.lost.is_set()
 
     def send(self, message: pb.WorkerMessage) -> None:
-        """Any thread, returns at once. Ready is said again to every later router; all else is lost without one."""
-        if message.WhichOneof("body") == "ready":
-            self._ready = message
+        """Any thread, returns at once. Ready, and which placement is followed, are said again to every later router;
+        all else is lost without one."""
+        if (kind := message.WhichOneof("body")) in _SAID_AGAIN:
+            self._said[kind] = message
         self._current.send(message)
 
     def received(self) -> "queue.Queue[pb.RouterMessage]":
@@ -106,8 +110,9 @@ class LastingLink:
         old.close()
         self._rejoined()
         self._link = link
-        if self._ready is not None:
-            link.send(self._ready)
+        for kind in _SAID_AGAIN:
+            if kind in self._said:
+                link.send(self._said[kind])
         for sender in self._senders:
             link.start_sending(*sender)
         logger.info("joined the router again")

@@ -74,6 +74,8 @@ class WorkerMessage(_message.Message):
     KV_EVENTS_FIELD_NUMBER: _builtins.int
     EXPERT_LOAD_FIELD_NUMBER: _builtins.int
     SUSPICION_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___Join:
         """first message of a stream, once"""
@@ -96,6 +98,10 @@ class WorkerMessage(_message.Message):
     def expert_load(self) -> Global___ExpertLoad: ...
     @_builtins.property
     def suspicion(self) -> Global___Suspicion: ...
+    @_builtins.property
+    def placed(self) -> Global___Placed: ...
+    @_builtins.property
+    def held(self) -> Global___Held: ...
     def __init__(
         self,
         *,
@@ -107,12 +113,14 @@ class WorkerMessage(_message.Message):
         kv_events: Global___KvEvents | None = ...,
         expert_load: Global___ExpertLoad | None = ...,
         suspicion: Global___Suspicion | None = ...,
+        placed: Global___Placed | None = ...,
+        held: Global___Held | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion", "placed", "held"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -189,6 +197,59 @@ class ExpertLoad(_message.Message):
 Global___ExpertLoad: _TypeAlias = ExpertLoad  # noqa: Y015
 
 @_typing.final
+class Placed(_message.Message):
+    """An attention worker's rows go by this placement from now on; none is on its way by an older one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placed: _TypeAlias = Placed  # noqa: Y015
+
+@_typing.final
+class Held(_message.Message):
+    """An expert worker has done what a Hold asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    NUM_LOADED_FIELD_NUMBER: _builtins.int
+    order: _builtins.int
+    error: _builtins.str
+    """set: it could not, and holds what it held"""
+    seconds: _builtins.float
+    """that loading took"""
+    num_loaded: _builtins.int
+    def __init__(
+        self,
+        *,
+        order: _builtins.int = ...,
+        error: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+        num_loaded: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "num_loaded", b"num_loaded", "order", b"order", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Held: _TypeAlias = Held  # noqa: Y015
+
+@_typing.final
 class Leave(_message.Message):
     """Last words: why the worker ends though nobody asked it to."""
 
@@ -222,6 +283,7 @@ class Join(_message.Message):
     END_EXPERT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     rank: _builtins.int
     """0.. within the role; of an expert worker: shard + num_shards * replica"""
@@ -236,6 +298,10 @@ class Join(_message.Message):
     """fingerprint of config.json; all workers of a cell must agree"""
     epoch: _builtins.int
     """the last it heard of, from a router that is gone: the next must go beyond"""
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """the last it heard of from such a router, whole; unset: none"""
+
     def __init__(
         self,
         *,
@@ -248,10 +314,11 @@ class Join(_message.Message):
         end_expert: _builtins.int = ...,
         checkpoint_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        placement: Global___Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "end_expert", b"end_expert", "epoch", b"epoch", "first_expert", b"first_expert", "host", b"host", "metrics_address", b"metrics_address", "pid", b"pid", "rank", b"rank", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "end_expert", b"end_expert", "epoch", b"epoch", "first_expert", b"first_expert", "host", b"host", "metrics_address", b"metrics_address", "pid", b"pid", "placement", b"placement", "rank", b"rank", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -558,6 +625,8 @@ class RouterMessage(_message.Message):
     ABORT_FIELD_NUMBER: _builtins.int
     SHUTDOWN_FIELD_NUMBER: _builtins.int
     FLUSH_CACHE_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -570,6 +639,10 @@ class RouterMessage(_message.Message):
     def shutdown(self) -> Global___Shutdown: ...
     @_builtins.property
     def flush_cache(self) -> Global___FlushCache: ...
+    @_builtins.property
+    def placement(self) -> Global___Placement: ...
+    @_builtins.property
+    def hold(self) -> Global___Hold: ...
     def __init__(
         self,
         *,
@@ -579,12 +652,14 @@ class RouterMessage(_message.Message):
         abort: Global___Abort | None = ...,
         shutdown: Global___Shutdown | None = ...,
         flush_cache: Global___FlushCache | None = ...,
+        placement: Global___Placement | None = ...,
+        hold: Global___Hold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "body", b"body", "flush_cache", b"flush_cache", "members", b"members", "shutdown", b"shutdown", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "body", b"body", "flush_cache", b"flush_cache", "hold", b"hold", "members", b"members", "placement", b"placement", "shutdown", b"shutdown", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "body", b"body", "flush_cache", b"flush_cache", "members", b"members", "shutdown", b"shutdown", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "body", b"body", "flush_cache", b"flush_cache", "hold", b"hold", "members", b"members", "placement", b"placement", "shutdown", b"shutdown", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "members", "admit", "abort", "shutdown", "flush_cache"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "members", "admit", "abort", "shutdown", "flush_cache", "placement", "hold"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -595,19 +670,129 @@ class Welcome(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """unset: contiguous blocks"""
+
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
+        placement: Global___Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "placement", b"placement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """Where experts are. A worker that hears of an older generation than it knows passes it over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedLayer]:
+        """those that changed since the generation before; in Join and Welcome all"""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        layers: _abc.Iterable[Global___PlacedLayer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class PlacedLayer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldExperts]:
+        """of each shard, in order"""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        shards: _abc.Iterable[Global___HeldExperts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacedLayer: _TypeAlias = PlacedLayer  # noqa: Y015
+
+@_typing.final
+class HeldExperts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """logical, ascending"""
+
+    def __init__(
+        self,
+        *,
+        experts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldExperts: _TypeAlias = HeldExperts  # noqa: Y015
+
+@_typing.final
+class Hold(_message.Message):
+    """To an expert worker: hold exactly these experts of a layer. What is missing is loaded while rows are served; what is
+    too many goes first, and no attention worker asks for it any more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    order: _builtins.int
+    layer: _builtins.int
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        order: _builtins.int = ...,
+        layer: _builtins.int = ...,
+        experts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "layer", b"layer", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class Members(_message.Message):
@@ -974,6 +1159,174 @@ class DrainProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainProgress: _TypeAlias = DrainProgress  # noqa: Y015
+
+@_typing.final
+class GetPlacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlacementRequest: _TypeAlias = GetPlacementRequest  # noqa: Y015
+
+@_typing.final
+class GetPlacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    NUM_EXPERTS_FIELD_NUMBER: _builtins.int
+    SLOTS_PER_SHARD_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    LOAD_S_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    num_experts: _builtins.int
+    slots_per_shard: _builtins.int
+    """copies that a shard can hold in one layer"""
+    load_s: _builtins.float
+    """that loading one copy took lately, on average; 0: none was"""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedLayer]:
+        """all"""
+
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pin]: ...
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        layers: _abc.Iterable[Global___PlacedLayer] | None = ...,
+        num_experts: _builtins.int = ...,
+        slots_per_shard: _builtins.int = ...,
+        pins: _abc.Iterable[Global___Pin] | None = ...,
+        load_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "layers", b"layers", "load_s", b"load_s", "num_experts", b"num_experts", "pins", b"pins", "slots_per_shard", b"slots_per_shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlacementResponse: _TypeAlias = GetPlacementResponse  # noqa: Y015
+
+@_typing.final
+class ApplyPlacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """that was planned for: another one by now is refused; 0: any"""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedLayer]:
+        """as they shall be; the others stay"""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        layers: _abc.Iterable[Global___PlacedLayer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyPlacementRequest: _TypeAlias = ApplyPlacementRequest  # noqa: Y015
+
+@_typing.final
+class PlacementProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    NUM_LAYERS_DONE_FIELD_NUMBER: _builtins.int
+    NUM_LAYERS_FIELD_NUMBER: _builtins.int
+    NUM_LOADED_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    layer: _builtins.int
+    """that is as asked for now"""
+    num_layers_done: _builtins.int
+    num_layers: _builtins.int
+    num_loaded: _builtins.int
+    """copies so far"""
+    seconds: _builtins.float
+    """so far"""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        layer: _builtins.int = ...,
+        num_layers_done: _builtins.int = ...,
+        num_layers: _builtins.int = ...,
+        num_loaded: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "layer", b"layer", "num_layers", b"num_layers", "num_layers_done", b"num_layers_done", "num_loaded", b"num_loaded", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementProgress: _TypeAlias = PlacementProgress  # noqa: Y015
+
+@_typing.final
+class Pin(_message.Message):
+    """Shards that have to hold an expert of a layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    EXPERT_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    expert: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        expert: _builtins.int = ...,
+        shards: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert", b"expert", "layer", b"layer", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pin: _TypeAlias = Pin  # noqa: Y015
+
+@_typing.final
+class PinExpertRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pin(self) -> Global___Pin:
+        """without shards: it may be anywhere again"""
+
+    def __init__(
+        self,
+        *,
+        pin: Global___Pin | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pin", b"pin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pin", b"pin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinExpertRequest: _TypeAlias = PinExpertRequest  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

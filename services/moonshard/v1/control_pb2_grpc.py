@@ -125,6 +125,21 @@ class ClusterStub:
                 request_serializer=moonshard_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
                 response_deserializer=moonshard_dot_v1_dot_control__pb2.DrainProgress.FromString,
                 _registered_method=True)
+        self.GetPlacement = channel.unary_unary(
+                '/moonshard.v1.Cluster/GetPlacement',
+                request_serializer=moonshard_dot_v1_dot_control__pb2.GetPlacementRequest.SerializeToString,
+                response_deserializer=moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.FromString,
+                _registered_method=True)
+        self.ApplyPlacement = channel.unary_stream(
+                '/moonshard.v1.Cluster/ApplyPlacement',
+                request_serializer=moonshard_dot_v1_dot_control__pb2.ApplyPlacementRequest.SerializeToString,
+                response_deserializer=moonshard_dot_v1_dot_control__pb2.PlacementProgress.FromString,
+                _registered_method=True)
+        self.PinExpert = channel.unary_unary(
+                '/moonshard.v1.Cluster/PinExpert',
+                request_serializer=moonshard_dot_v1_dot_control__pb2.PinExpertRequest.SerializeToString,
+                response_deserializer=moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -152,6 +167,28 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPlacement(self, request, context):
+        """Where experts are. Needs the operator's key, as all that follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyPlacement(self, request, context):
+        """Moves experts while requests run, one copy of one layer at a time; a message after each layer. Cancelling it ends it
+        between two copies, with every expert served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinExpert(self, request, context):
+        """Where copies of an expert have to stay, whatever is planned later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -169,6 +206,21 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=moonshard_dot_v1_dot_control__pb2.DrainRequest.FromString,
                     response_serializer=moonshard_dot_v1_dot_control__pb2.DrainProgress.SerializeToString,
+            ),
+            'GetPlacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPlacement,
+                    request_deserializer=moonshard_dot_v1_dot_control__pb2.GetPlacementRequest.FromString,
+                    response_serializer=moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.SerializeToString,
+            ),
+            'ApplyPlacement': grpc.unary_stream_rpc_method_handler(
+                    servicer.ApplyPlacement,
+                    request_deserializer=moonshard_dot_v1_dot_control__pb2.ApplyPlacementRequest.FromString,
+                    response_serializer=moonshard_dot_v1_dot_control__pb2.PlacementProgress.SerializeToString,
+            ),
+            'PinExpert': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinExpert,
+                    request_deserializer=moonshard_dot_v1_dot_control__pb2.PinExpertRequest.FromString,
+                    response_serializer=moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -253,6 +305,87 @@ class Cluster:
             '/moonshard.v1.Cluster/Drain',
             moonshard_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
             moonshard_dot_v1_dot_control__pb2.DrainProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moonshard.v1.Cluster/GetPlacement',
+            moonshard_dot_v1_dot_control__pb2.GetPlacementRequest.SerializeToString,
+            moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyPlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/moonshard.v1.Cluster/ApplyPlacement',
+            moonshard_dot_v1_dot_control__pb2.ApplyPlacementRequest.SerializeToString,
+            moonshard_dot_v1_dot_control__pb2.PlacementProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinExpert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moonshard.v1.Cluster/PinExpert',
+            moonshard_dot_v1_dot_control__pb2.PinExpertRequest.SerializeToString,
+            moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.FromString,
             options,
             channel_credentials,
             insecure,

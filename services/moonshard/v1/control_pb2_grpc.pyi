@@ -70,6 +70,14 @@ class ClusterStub:
     """Take a worker out of service, or have the router make way for its successor. A message for every change until it is
     done; FAILED_PRECONDITION when the cell cannot spare it. A caller who leaves does not stop a drain that has begun.
     """
+    GetPlacement: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetPlacementRequest, _control_pb2.GetPlacementResponse]
+    """Where experts are. Needs the operator's key, as all that follow."""
+    ApplyPlacement: _grpc.UnaryStreamMultiCallable[_control_pb2.ApplyPlacementRequest, _control_pb2.PlacementProgress]
+    """Moves experts while requests run, one copy of one layer at a time; a message after each layer. Cancelling it ends it
+    between two copies, with every expert served.
+    """
+    PinExpert: _grpc.UnaryUnaryMultiCallable[_control_pb2.PinExpertRequest, _control_pb2.GetPlacementResponse]
+    """Where copies of an expert have to stay, whatever is planned later."""
 
 @_typing.type_check_only
 class ClusterAsyncStub(ClusterStub):
@@ -83,6 +91,14 @@ class ClusterAsyncStub(ClusterStub):
     """Take a worker out of service, or have the router make way for its successor. A message for every change until it is
     done; FAILED_PRECONDITION when the cell cannot spare it. A caller who leaves does not stop a drain that has begun.
     """
+    GetPlacement: _aio.UnaryUnaryMultiCallable[_control_pb2.GetPlacementRequest, _control_pb2.GetPlacementResponse]  # type: ignore[assignment]
+    """Where experts are. Needs the operator's key, as all that follow."""
+    ApplyPlacement: _aio.UnaryStreamMultiCallable[_control_pb2.ApplyPlacementRequest, _control_pb2.PlacementProgress]  # type: ignore[assignment]
+    """Moves experts while requests run, one copy of one layer at a time; a message after each layer. Cancelling it ends it
+    between two copies, with every expert served.
+    """
+    PinExpert: _aio.UnaryUnaryMultiCallable[_control_pb2.PinExpertRequest, _control_pb2.GetPlacementResponse]  # type: ignore[assignment]
+    """Where copies of an expert have to stay, whatever is planned later."""
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router, for operators and for the launcher."""
@@ -111,5 +127,31 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         """Take a worker out of service, or have the router make way for its successor. A message for every change until it is
         done; FAILED_PRECONDITION when the cell cannot spare it. A caller who leaves does not stop a drain that has begun.
         """
+
+    @_abc_1.abstractmethod
+    def GetPlacement(
+        self,
+        request: _control_pb2.GetPlacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GetPlacementResponse, _abc.Awaitable[_control_pb2.GetPlacementResponse]]:
+        """Where experts are. Needs the operator's key, as all that follow."""
+
+    @_abc_1.abstractmethod
+    def ApplyPlacement(
+        self,
+        request: _control_pb2.ApplyPlacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.PlacementProgress], _abc.AsyncIterator[_control_pb2.PlacementProgress]]:
+        """Moves experts while requests run, one copy of one layer at a time; a message after each layer. Cancelling it ends it
+        between two copies, with every expert served.
+        """
+
+    @_abc_1.abstractmethod
+    def PinExpert(
+        self,
+        request: _control_pb2.PinExpertRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GetPlacementResponse, _abc.Awaitable[_control_pb2.GetPlacementResponse]]:
+        """Where copies of an expert have to stay, whatever is planned later."""
 
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

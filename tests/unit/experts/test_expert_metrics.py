@@ -21,7 +21,7 @@ def shard(
     counters = LoadCounters(layers, experts)
     windows = LoadWindows(counters, WindowRule(0.0, 0), now_s=0.0)
     registry, config = new_registry(), MetricsConfig.model_validate(settings)
-    ExpertMetrics(registry, config, "m", 1, counters, windows, TransportStats.for_peers(1))
+    ExpertMetrics(registry, config, "m", 1, counters, windows, TransportStats.for_peers(1), experts)
     return registry, counters, windows
 
 

@@ -85,7 +85,8 @@ def test_the_next_router_hears_that_the_worker_is_ready_and_nothing_else_of_befo
     watcher = Watcher(routers)
     link = watcher.link
     link.start_sending("beats", lambda: BEAT, 1.0)
-    for message in (READY, BEAT):
+    placed = [pb.WorkerMessage(placed=pb.Placed(generation=generation)) for generation in (1, 2)]
+    for message in (READY, placed[0], BEAT, placed[1]):
         link.send(message)
     routers.comes.clear()
     routers.streams[0].end("UNAVAILABLE: Socket closed", is_cut=True)
@@ -95,10 +96,10 @@ def test_the_next_router_hears_that_the_worker_is_ready_and_nothing_else_of_befo
     routers.comes.set()
     await_streams(routers, link, 2)
     assert routers.streams[0].is_closed
-    assert (routers.streams[1].sent, routers.streams[1].senders) == ([READY], ["beats"])
+    assert (routers.streams[1].sent, routers.streams[1].senders) == ([placed[1], READY], ["beats"])
     assert watcher.num_rejoined == 1
     link.send(BEAT)
-    assert routers.streams[1].sent == [READY, BEAT]
+    assert routers.streams[1].sent == [placed[1], READY, BEAT]
     assert link.received() is routers.streams[1].received()
 
 
