@@ -4,8 +4,9 @@ Shared by the router, which checks grammars, and the attention worker, which fol
 """
 
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -25,7 +26,7 @@ class GrammarEngine:
 
     Special tokens are of a kind of their own: a grammar can name them (`<think>`, or `<[163586]>` by id), while texts,
     patterns and JSON strings never produce them, whatever they spell. Where a grammar may end, the end-of-turn ids
-    are allowed; CheckpointError when there are none.
+    are allowed; CheckpointError when there are none. Any thread may ask; compiling leaves the interpreter to others.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
@@ -34,7 +35,8 @@ class GrammarEngine:
         vocabulary = TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos_token_ids[0]))
         self._tokenizer = LLTokenizer(vocabulary, n_vocab=vocab_size, eos_token=list(eos_token_ids))
         self._limits = LLParserLimits(verbose_errors=False)
-        self._compile = lru_cache(NUM_COMPILED)(self._compile_anew)
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # least recently used first
+        self._lock = threading.Lock()
 
     def check(self, text: str) -> None:
         """Raises RequestError("constraint", ...) with the engine's complaint."""
@@ -44,10 +46,27 @@ class GrammarEngine:
         """A matcher at the grammar's start. text: llguidance's JSON, or Lark. Raises RequestError as `check` does."""
         return GrammarMatcher(self._compile(text).deep_copy())
 
-    def _compile_anew(self, text: str) -> LLMatcher:
+    def known_matcher(self, text: str) -> "GrammarMatcher | None":
+        """The same at once where the grammar was compiled lately, else None."""
+        found = self._recall(text)
+        return GrammarMatcher(found.deep_copy()) if found else None
+
+    def _compile(self, text: str) -> LLMatcher:
+        if found := self._recall(text):
+            return found
         found = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
         _check(found)
+        with self._lock:
+            self._compiled[text] = found
+            while len(self._compiled) > NUM_COMPILED:
+                self._compiled.popitem(last=False)
         return found
+
+    def _recall(self, text: str) -> LLMatcher | None:
+        with self._lock:
+            if text in self._compiled:
+                self._compiled.move_to_end(text)
+            return self._compiled.get(text)
 
 
 class GrammarMatcher:

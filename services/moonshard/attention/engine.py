@@ -61,6 +61,13 @@ class Engine:
         self.num_admitted += 1
         return Output(request_id, error=problem)
 
+    def resume(self, sequence: Sequence, problem: str) -> list[Output]:
+        """Its grammar is ready, or there is a problem with it; a sequence that has left meanwhile is passed over."""
+        if not self.scheduler.runs(sequence):
+            return []
+        sequence.awaits_grammar = False
+        return [self._fail(sequence, problem)] if problem else []
+
     def abort(self, request_ids: Seq[str]) -> None:
         for request_id in request_ids:
             self.scheduler.remove(request_id)

@@ -5,7 +5,8 @@ sequence that decodes gets its token first; what is left of the budget goes to p
 
 Prompts get their blocks when they join, generated tokens as they come. When there is none for a token, the youngest
 sequence is preempted: its blocks are free, and it is the router's again. The oldest is never preempted for another, and
-alone it fits, so something always runs to its end.
+alone it fits, so something always runs to its end. Sequences that await their grammar keep what they have and do not
+run.
 """
 
 from moonshard.attention.block_tables import BlockTables
@@ -35,6 +36,15 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything can run in the next step."""
+        return any(not s.awaits_grammar for s in self._running.values())
+
+    def runs(self, sequence: Sequence) -> bool:
+        """Whether it is this very sequence that has a place in the batch; from any thread."""
+        return self._running.get(sequence.request_id) is sequence
 
     @property
     def num_pending_tokens(self) -> int:
@@ -85,7 +95,7 @@ class Scheduler:
             raise RequestError("output_token_ids", f"{len(sequence.output)} leave none of max_tokens to generate")
 
     def _decodes(self, budget: int) -> tuple[list[Chunk], list[Sequence]]:
-        ready = [s for s in self._running.values() if s.num_pending == 1][:budget]
+        ready = [s for s in self._running.values() if s.num_pending == 1 and not s.awaits_grammar][:budget]
         preempted: list[Sequence] = []
         for sequence in sorted(ready, key=_age):
             while sequence.request_id in self._running and not self.tables.has_room(sequence):
@@ -115,7 +125,8 @@ class Scheduler:
         """Oldest first, without those whose next block an older one is about to compute: they will share it."""
         able: list[Sequence] = []
         claimed: set[Digest] = set()
-        for sequence in sorted((s for s in self._running.values() if s.num_pending > 1), key=_age):
+        pending = (s for s in self._running.values() if s.num_pending > 1 and not s.awaits_grammar)
+        for sequence in sorted(pending, key=_age):
             self.tables.adopt(sequence)
             frontier = self.tables.frontier(sequence)
             if frontier is None or frontier not in claimed:

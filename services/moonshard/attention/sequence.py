@@ -14,6 +14,7 @@ class Sequence:
     """Prompt, what was generated, and how much of both is in the KV cache.
 
     output: generated before, by a worker that lost or preempted the sequence. guide: where a grammar binds the output.
+    awaits_grammar: it is still being compiled, and until then the sequence takes part in no step (`grammar_desk`).
     tokens: prompt and generated ids. num_computed_tokens: how many of them have their latents in the cache; the last
     token is never computed before the step that samples its successor. num_cached_tokens: those that were found
     there. digests: names of the full blocks. number: place in the order of admission, set by the scheduler.
@@ -24,6 +25,7 @@ class Sequence:
     sampling: SamplingParams
     output: list[int] = field(default_factory=list)
     guide: Guide | None = None
+    awaits_grammar: bool = False
     salts: Salts = field(default_factory=dict)
     tokens: list[int] = field(init=False)
     penalties: Penalties | None = field(init=False)
@@ -43,8 +45,13 @@ class Sequence:
         # Prompt log-probabilities go with the first token: who has some output has them as well.
         self.scores_prompt = self.sampling.prompt_logprobs is not None and not self.output
         if self.guide:
-            for token in self.output:
-                self.guide.accept(token)
+            self.follow(self.guide)
+
+    def follow(self, guide: Guide) -> None:
+        """Bind the output to a grammar. Raises RequestError when what there is of it does not fit."""
+        for token in self.output:
+            guide.accept(token)
+        self.guide = guide
 
     @property
     def num_generated(self) -> int:

@@ -8,25 +8,20 @@ from moonshard.attention.engine import Engine, Output
 from moonshard.attention.guide import Guide
 from moonshard.attention.sequence import Sequence
 from moonshard.config import AttentionConfig
-from moonshard.grammar import GrammarEngine
 from moonshard.rpc import codec
 from moonshard.v1 import control_pb2 as pb
 
 
-def sequence_from_proto(message: pb.Sequence, grammars: GrammarEngine) -> Sequence:
-    """Raises RequestError naming the field."""
+def sequence_from_proto(message: pb.Sequence, guide: Guide | None = None) -> Sequence:
+    """guide: of its grammar; one that has a grammar and no guide awaits it. Raises RequestError naming the field."""
     return Sequence(
         message.request_id,
         list(message.prompt_token_ids),
         codec.sampling_from_proto(message.sampling),
         list(message.output_token_ids),
-        _guide(message.grammar, grammars) if message.HasField("grammar") else None,
+        guide,
+        awaits_grammar=message.HasField("grammar") and guide is None,
     )
-
-
-def _guide(message: pb.Grammar, grammars: GrammarEngine) -> Guide:
-    after = message.after_token_id if message.HasField("after_token_id") else None
-    return Guide(grammars.matcher(message.text), after)
 
 
 def outputs_message(outputs: Iterable[Output], free: pb.FreeCredits) -> pb.WorkerMessage:

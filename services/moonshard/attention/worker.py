@@ -4,6 +4,7 @@ import queue
 
 from moonshard.attention.engine import Engine, Output
 from moonshard.attention.failover import follow_members, meet_shards
+from moonshard.attention.grammar_desk import GrammarDesk
 from moonshard.attention.kv_cache import LatentCache
 from moonshard.attention.link_metrics import register_link_metrics
 from moonshard.attention.loading import LateDispatcher, load_decoder
@@ -50,7 +51,11 @@ def serve(worker: Worker) -> None:
         metrics = AttentionMetrics(worker.registry, worker.model_name, worker.rank, engine)
         register_link_metrics(worker.registry, worker.model_name, worker.rank, dispatcher.stats, routed.times)
         _say_ready(worker)
-        _loop(worker, engine, grammars, dispatcher, metrics)
+        desk = GrammarDesk(grammars, dispatcher.wake, engine.scheduler.runs)
+        try:
+            _loop(worker, engine, desk, dispatcher, metrics)
+        finally:
+            desk.close()
     finally:
         dispatcher.close()
 
@@ -104,13 +109,11 @@ def _say_ready(worker: Worker) -> None:
     worker.link.send(pb.WorkerMessage(ready=pb.Ready(credits=credits_to_proto(worker.config.attention))))
 
 
-def _loop(
-    worker: Worker, engine: Engine, grammars: GrammarEngine, dispatcher: Dispatcher, metrics: AttentionMetrics
-) -> None:
+def _loop(worker: Worker, engine: Engine, desk: GrammarDesk, dispatcher: Dispatcher, metrics: AttentionMetrics) -> None:
     report = Report(engine, worker.link.send)
     while not worker.lifetime.stopping.is_set():
         worker.health.beat()
-        outputs = obey(engine, grammars, worker.inbox.drain())
+        outputs = obey(engine, desk, worker.inbox.drain())
         plan = engine.plan()
         outputs += [Output(sequence.request_id, preempted=True) for sequence in plan.preempted]
         if plan.num_tokens:
@@ -119,6 +122,6 @@ def _loop(
                 outputs += engine.step(plan)
             metrics.step_tokens.observe(plan.num_tokens)
         report.send(outputs)
-        if not engine.scheduler.num_running:
+        if not engine.scheduler.has_work:
             dispatcher.idle(IDLE_S)
         worker.progress.num_iterations, worker.progress.num_tokens = engine.num_steps, engine.num_generated_tokens
