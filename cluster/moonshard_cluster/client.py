@@ -111,10 +111,11 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            raise _translate(error, self.address) from None
+            raise translate(error, self.address) from None
 
 
-def _translate(error: grpc.RpcError, address: str) -> MoonshardError:
+def translate(error: grpc.RpcError, address: str) -> MoonshardError:
+    """A failed call of the router at `address` as one of our errors."""
     code, details = error.code(), error.details() or ""
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS):
         field, _, problem = details.partition(": ")

@@ -10,12 +10,16 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
 from moonshard.errors import Unavailable
+from moonshard.rpc.tls import open_async_channel
 from moonshard.v1 import inference_pb2 as pb
 from moonshard.v1.inference_pb2_grpc import InferenceStub
+from moonshard_cluster.access import Access, Metadata
+from moonshard_cluster.client import translate
 
 PROMPT_TOKENS = 32
 
@@ -35,54 +39,75 @@ class Speed:
 
 
 async def measure(
-    address: str, prefill: int, batches: Sequence[int], new_tokens: int, rounds: int, timeout_s: float
+    address: str,
+    prefill: int,
+    batches: Sequence[int],
+    new_tokens: int,
+    rounds: int,
+    timeout_s: float,
+    access: Access | None = None,
 ) -> list[Speed]:
-    """All figures, the rounds interleaved so that a busy minute of the machine hits none of them alone."""
+    """All figures, the rounds interleaved so that a busy minute of the machine hits none of them alone.
+
+    access: certificates and key, plain text and none when None.
+    """
     found: dict[str, list[float]] = {}
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = InferenceStub(channel)
-        model = await stub.GetModel(pb.GetModelRequest(), timeout=timeout_s)
-        draw = random.Random(0)
+    access = access or Access()
+    async with open_async_channel(address, access.tls) as channel:
         try:
             async with asyncio.timeout(timeout_s):
-                await _decode(stub, model.vocab_size, 1, 8, draw)  # warm-up, not counted
+                streams = await _Streams.of(InferenceStub(channel), access.api_metadata)
+                await streams.decode(1, 8)  # warm-up, not counted
                 for _ in range(rounds):
-                    speed = await _prefill(stub, model.vocab_size, prefill, draw)
-                    found.setdefault(f"prefill {prefill}", []).append(speed)
+                    found.setdefault(f"prefill {prefill}", []).append(await streams.prefill(prefill))
                     for batch in batches:
-                        speed = await _decode(stub, model.vocab_size, batch, new_tokens, draw)
-                        found.setdefault(f"decode b{batch}", []).append(speed)
+                        found.setdefault(f"decode b{batch}", []).append(await streams.decode(batch, new_tokens))
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, address) from None
         except TimeoutError:
             raise Unavailable(f"the measurement did not end within {timeout_s:g} s") from None
     return [Speed.of(name, values) for name, values in found.items()]
 
 
-async def _prefill(stub: InferenceStub, vocab_size: int, num_tokens: int, draw: random.Random) -> float:
-    started = time.perf_counter()
-    (arrival,) = await _stream(stub, _prompt(vocab_size, num_tokens, draw), 1)
-    return num_tokens / (arrival - started)
+class _Streams:
+    """Random prompts over one channel."""
 
+    def __init__(self, stub: Any, metadata: Metadata, vocab_size: int) -> None:
+        # grpc-stubs knows the synchronous call only: hence Any.
+        self._stub = stub
+        self._metadata = metadata
+        # The last 256 ids of the Kimi vocabularies are special; any other token costs the same.
+        self._num_ids = max(1, vocab_size - 256)
+        self._draw = random.Random(0)
 
-async def _decode(stub: InferenceStub, vocab_size: int, batch: int, new_tokens: int, draw: random.Random) -> float:
-    prompts = [_prompt(vocab_size, PROMPT_TOKENS, draw) for _ in range(batch)]
-    streams = await asyncio.gather(*(_stream(stub, prompt, new_tokens) for prompt in prompts))
-    begin, end = max(stream[0] for stream in streams), min(stream[-1] for stream in streams)
-    if end <= begin:
-        raise Unavailable(f"{batch} streams never decoded together; more --new-tokens would help")
-    return sum(begin < arrival <= end for stream in streams for arrival in stream) / (end - begin)
+    @classmethod
+    async def of(cls, stub: Any, metadata: Metadata) -> "_Streams":
+        model = await stub.GetModel(pb.GetModelRequest(), metadata=metadata)
+        return cls(stub, metadata, model.vocab_size)
 
+    async def prefill(self, num_tokens: int) -> float:
+        """Prompt tokens a second."""
+        started = time.perf_counter()
+        (arrival,) = await self._stream(self._prompt(num_tokens), 1)
+        return num_tokens / (arrival - started)
 
-def _prompt(vocab_size: int, num_tokens: int, draw: random.Random) -> list[int]:
-    # The last 256 ids of the Kimi vocabularies are special; any other token costs the same.
-    return [draw.randrange(max(1, vocab_size - 256)) for _ in range(num_tokens)]
+    async def decode(self, batch: int, new_tokens: int) -> float:
+        """Tokens a second of so many streams together."""
+        prompts = [self._prompt(PROMPT_TOKENS) for _ in range(batch)]
+        streams = await asyncio.gather(*(self._stream(prompt, new_tokens) for prompt in prompts))
+        begin, end = max(stream[0] for stream in streams), min(stream[-1] for stream in streams)
+        if end <= begin:
+            raise Unavailable(f"{batch} streams never decoded together; more --new-tokens would help")
+        return sum(begin < arrival <= end for stream in streams for arrival in stream) / (end - begin)
 
+    def _prompt(self, num_tokens: int) -> list[int]:
+        return [self._draw.randrange(self._num_ids) for _ in range(num_tokens)]
 
-async def _stream(stub: InferenceStub, prompt: list[int], max_tokens: int) -> list[float]:
-    """Times at which the tokens arrived."""
-    sampling = pb.SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
-    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
-    arrivals: list[float] = []
-    # grpc-stubs knows the synchronous call only.
-    async for response in stub.Generate(request):  # type: ignore[attr-defined]
-        arrivals += [time.perf_counter()] * len(response.token_ids)
-    return arrivals
+    async def _stream(self, prompt: list[int], max_tokens: int) -> list[float]:
+        """Times at which the tokens arrived."""
+        sampling = pb.SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+        request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
+        arrivals: list[float] = []
+        async for response in self._stub.Generate(request, metadata=self._metadata):
+            arrivals += [time.perf_counter()] * len(response.token_ids)
+        return arrivals

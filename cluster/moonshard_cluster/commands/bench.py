@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from moonshard.errors import ConfigError
-from moonshard_cluster.access import Access
+from moonshard_cluster.access import Access, given_access
 from moonshard_cluster.bench.serving import Speed, measure
 from moonshard_cluster.client import Client
 from moonshard_cluster.commands.up import fresh_log_dir
@@ -47,6 +47,7 @@ def bench(
     if machine:
         figures |= _machine(threads)
     with ExitStack() as stack:
+        access = given_access()
         if router is None:
             values = {
                 "checkpoint": checkpoint or random_checkpoint(console),
@@ -56,11 +57,12 @@ def bench(
             }
             cluster = stack.enter_context(LocalCluster(plan_cell(values), fresh_log_dir()))
             cluster.start()
-            client = stack.enter_context(Client(cluster.router_address, Access.of_config(cluster.config.router)))
+            access = Access.of_config(cluster.config.router)
+            client = stack.enter_context(Client(cluster.router_address, access))
             with LoadBars(console) as bars:
                 wait_ready(cluster, client, bars)
             router = cluster.router_address
-        speeds = asyncio.run(measure(router, prefill, sizes, new_tokens, rounds, timeout_s))
+        speeds = asyncio.run(measure(router, prefill, sizes, new_tokens, rounds, timeout_s, access))
     figures["serving"] = [dataclasses.asdict(speed) for speed in speeds]
     _show(speeds, figures)
     if json_file:

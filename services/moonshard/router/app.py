@@ -17,6 +17,7 @@ from moonshard.metrics import RunningMetrics, serve_metrics
 from moonshard.placed import Placement
 from moonshard.router import cluster_service, inference_service, workers_service
 from moonshard.router.cell import Cell, recovery_s
+from moonshard.router.chat.tool_choice import ToolBinder
 from moonshard.router.chat.turn import Turns
 from moonshard.router.connections import Connections
 from moonshard.router.constraints import Grammars
@@ -113,13 +114,14 @@ class Router:
         grammars = Grammars(model.tokenizer, GrammarEngine(model.tokenizer, model.vocab_size, model.eos_token_ids))
         limits = partial(cell_limits, config, model, self.cell)
         self.door = FrontDoor(model, self.engine, limits, metrics, time.monotonic, grammars.grammar_of)
-        inference = inference_service.InferenceService(model, self.door, Turns(model, grammars))
+        binder = ToolBinder(model.tokenizer, grammars.schema_problem)
+        inference = inference_service.InferenceService(model, self.door, Turns(model, grammars, binder))
         add_InferenceServicer_to_server(inference, self._server.server)
         add_WorkersServicer_to_server(workers_service.WorkersService(self.cell), self._server.server)
         add_ClusterServicer_to_server(self._cluster, self._server.server)
         if model.gateway:
             loads = LoadMeter(config, self.cell, self.engine, time.monotonic)
-            gateways = gateway_service.VllmEngineService(model, model.gateway, self.door, loads, kv_events)
+            gateways = gateway_service.VllmEngineService(model, model.gateway, self.door, binder, loads, kv_events)
             add_VllmEngineServicer_to_server(gateways, self._server.server)
         self._metrics_server: RunningMetrics | None = None
         self._run_file: Path | None = None
@@ -185,6 +187,7 @@ class Router:
         await self._server.stop(CALLS_END_S)
         for follower in self._followers:
             follower.cancel()
+        self.door.preparation.close()
         if self._run_file:
             self._run_file.unlink(missing_ok=True)
             # The last process out removes the directory, which matters when the launcher itself was killed.

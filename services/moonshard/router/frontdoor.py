@@ -17,6 +17,7 @@ from moonshard.router.engine import Engine
 from moonshard.router.flight import Flight
 from moonshard.router.metrics import RouterMetrics
 from moonshard.router.output import ChoiceOutput
+from moonshard.router.preparation import Preparation
 from moonshard.router.requests import Grammar, Limits, Request, make_request
 from moonshard.router.served_model import ServedModel
 from moonshard.router.stop_texts import StopTexts
@@ -33,7 +34,8 @@ class Submission:
 
     request_id: "" makes one. tenant, priority, deadline_s: the current caller's unless given. tenant: who pays in the
     fair queue. priority: higher goes first within the tenant. deadline_s and arrival_s: on the engine's clock; no
-    arrival is now. prompt_opens_thought: where a constraint waits for the end of the thought.
+    arrival is now. prompt_opens_thought: where a constraint waits for the end of the thought. grammar: of the
+    constraint, where it has been made (`FrontDoor.grammar_of`); else `submit` makes it, which may take long.
     """
 
     prompt_token_ids: Sequence[int]
@@ -44,6 +46,7 @@ class Submission:
     deadline_s: float | None = None
     prompt_opens_thought: bool = False
     arrival_s: float | None = None
+    grammar: Grammar | None = None
 
 
 def no_grammars(constraint: Constraint, prompt_opens_thought: bool) -> Grammar:
@@ -67,10 +70,15 @@ class FrontDoor:
         self._model = model
         self._engine = engine
         self._metrics = metrics
+        self.preparation = Preparation()
         self._grammars = grammars
         self._answers: dict[str, Answer] = {}
         self._flights: dict[Answer, list[Flight]] = {}
         self._numbers = itertools.count()
+
+    def grammar_of(self, sampling: SamplingParams, prompt_opens_thought: bool) -> Grammar | None:
+        """What the constraint asks of the worker. May take long and may run in any thread. Raises RequestError."""
+        return self._grammars(sampling.constraint, prompt_opens_thought) if sampling.constraint else None
 
     def check_open(self) -> None:
         """Raises Unavailable when no request would be taken now."""
@@ -118,7 +126,7 @@ class FrontDoor:
         return True
 
     def _request(self, submission: Submission) -> Request:
-        constraint, caller = submission.sampling.constraint, current_caller()
+        caller = current_caller()
         deadline_s = caller.deadline_s if submission.deadline_s is None else submission.deadline_s
         return make_request(
             submission.request_id or uuid.uuid4().hex,
@@ -130,7 +138,7 @@ class FrontDoor:
             tenant=submission.tenant or caller.tenant,
             priority=submission.priority or caller.priority,
             deadline_s=deadline_s,
-            grammar=self._grammars(constraint, submission.prompt_opens_thought) if constraint else None,
+            grammar=submission.grammar or self.grammar_of(submission.sampling, submission.prompt_opens_thought),
         )
 
     def _output(self, request: Request, choice: int) -> ChoiceOutput:

@@ -1,6 +1,5 @@
 """moonshard.v1.Inference: what clients call."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -82,7 +81,11 @@ class InferenceService(InferenceServicer):
             self._door.check_open()
             sampling = sampling_from_proto(request.sampling)
             token_ids = await self._prompt_of(request)
-            return self._door.submit(Submission(token_ids, sampling, request.request_id, arrival_s=arrival_s))
+            grammar = None
+            if sampling.constraint:
+                grammar = await self._door.preparation.run(lambda: self._door.grammar_of(sampling, False))
+            submission = Submission(token_ids, sampling, request.request_id, arrival_s=arrival_s, grammar=grammar)
+            return self._door.submit(submission)
 
     async def _submit_chat(self, request: pb.ChatRequest) -> tuple[Turn, Answer]:
         """The same for a conversation."""
@@ -96,6 +99,7 @@ class InferenceService(InferenceServicer):
                 request.request_id,
                 prompt_opens_thought=turn.prompt.opens_thought,
                 arrival_s=arrival_s,
+                grammar=turn.grammar,
             )
             return turn, self._door.submit(submission)
 
@@ -105,7 +109,7 @@ class InferenceService(InferenceServicer):
         is_short = request.ByteSize() <= INLINE_CHARACTERS
         if is_short and not request.tools and not request.sampling.HasField("constraint"):
             return prepare(request)
-        return await asyncio.to_thread(prepare, request)
+        return await self._door.preparation.run(lambda: prepare(request))
 
     async def _prompt_of(self, request: pb.GenerateRequest) -> list[int]:
         kind = request.WhichOneof("prompt")
@@ -119,4 +123,4 @@ class InferenceService(InferenceServicer):
         encode = self._model.tokenizer.encode
         if len(text) <= INLINE_CHARACTERS:
             return encode(text, allow_special)
-        return await asyncio.to_thread(encode, text, allow_special)
+        return await self._door.preparation.run(lambda: encode(text, allow_special))

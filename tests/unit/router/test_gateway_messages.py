@@ -7,10 +7,12 @@ import pytest
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from moonshard.errors import RequestError
+from moonshard.router.chat.tool_choice import Mode, ToolChoice
+from moonshard.router.chat.tools import Tool
+from moonshard.router.gateway.declared_tools import choice_of
 from moonshard.router.gateway.prompts import Prompt
 from moonshard.router.gateway.responses import Responses
 from moonshard.router.gateway.sampling import sampling_of
-from moonshard.router.gateway.tool_grammar import tool_constraint
 from moonshard.router.output import ChoiceDelta
 from moonshard.router.requests import Finish, Timings
 from moonshard.sampling import Constraint, ConstraintKind, FinishReason, SamplingParams, TokenLogprobs
@@ -94,40 +96,30 @@ def test_a_stop_text_is_told() -> None:
 
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("a", "b")])
+AUTO, REQUIRED = ToolChoice(Mode.AUTO), ToolChoice(Mode.REQUIRED)
 
 
 def _prompt(tools: str = TOOLS, opens_thought: bool = False) -> Prompt:
     return Prompt([1], opens_thought, not opens_thought, tools)
 
 
-def test_declared_tools_bind_the_calls_of_a_free_answer() -> None:
-    found = tool_constraint(_prompt(), None)
-    assert found
-    assert found.from_first_token
-    assert "functions.a:" in found.value
-    assert "functions.b:" in found.value
-    assert json.loads(found.value)["format"]["elements"][0] == {"type": "any_text"}
+def test_declared_tools_leave_calls_to_the_model() -> None:
+    assert choice_of(_prompt(), None) == ([Tool("a", "", {}), Tool("b", "", {})], AUTO)
+    odd = json.dumps([{"function": {"name": "c", "parameters": "?"}}, {"function": {"name": 3}}, 4])
+    assert choice_of(_prompt(odd), None) == ([Tool("c")], AUTO)
 
 
-def test_calls_wait_for_the_end_of_the_thought() -> None:
-    for asked in (None, Constraint(ConstraintKind.STRUCTURAL_TAG, "<|tool_calls_section_begin|>functions.b:0")):
-        found = tool_constraint(_prompt(opens_thought=True), asked)
-        assert found
-        assert found.value.index("</think>") < found.value.index("<|tool_calls_section_begin|>")
-
-
-def test_forced_calls_are_of_the_named_tools_and_end_the_answer() -> None:
+def test_forced_calls_are_of_the_named_tools() -> None:
     asked = Constraint(ConstraintKind.STRUCTURAL_TAG, '"<|tool_calls_section_begin|><|tool_call_begin|>functions.b:0"')
-    found = tool_constraint(_prompt(), asked)
-    assert found
-    assert "functions.a:" not in found.value
-    assert [part["type"] for part in json.loads(found.value)["format"]["elements"]] == ["sequence"]
+    assert choice_of(_prompt(), asked) == ([Tool("b", "", {})], REQUIRED)
+    assert choice_of(_prompt(""), asked) is None
 
 
-@pytest.mark.parametrize("tools", ["", "not json", "[]", "[1]", '{"a": 1}', '[{"type": "function"}]'])
+@pytest.mark.parametrize("tools", ["", "not json", "[]", "[1]", '{"a": 1}', '[{"type": "function"}]', "[" * 100_000])
 def test_nothing_is_bound_without_tools(tools: str) -> None:
-    assert tool_constraint(_prompt(tools), None) is None
+    assert choice_of(_prompt(tools), None) is None
 
 
 def test_other_constraints_stay_as_they_are() -> None:
-    assert tool_constraint(_prompt(), Constraint(ConstraintKind.REGEX, "a")) is None
+    assert choice_of(_prompt(), Constraint(ConstraintKind.REGEX, "a")) is None
+    assert choice_of(_prompt(), Constraint(ConstraintKind.STRUCTURAL_TAG, "{}")) is None

@@ -95,6 +95,19 @@ def test_required_is_one_call_or_more(thought: str) -> None:
     assert [text for text in ("", says, *BAD_CALLS) if takes(sampling, thought + text)] == []
 
 
+@pytest.mark.parametrize("choice", [AUTO, REQUIRED])
+def test_where_thoughts_hide_calls_they_must_have_ended(choice: ToolChoice) -> None:
+    """A gateway looks for calls behind a thought only."""
+    sampling = BINDER.bind(SamplingParams(), TOOLS, choice, opens_thought=True, calls_end_thoughts=False)
+    assert takes(sampling, "hm</think>" + section())
+    assert takes(sampling, "hm") == (choice is AUTO)
+    assert [
+        text for text in ("hm" + section(), *("</think>" + bad for bad in BAD_CALLS)) if takes(sampling, text)
+    ] == []
+    free = BINDER.bind(SamplingParams(), TOOLS, choice, opens_thought=False, calls_end_thoughts=False)
+    assert free == BINDER.bind(SamplingParams(), TOOLS, choice, opens_thought=False)
+
+
 @pytest.mark.parametrize("mode", Mode)
 def test_named_is_one_call_of_that_tool_whatever_the_mode(mode: Mode) -> None:
     sampling = bind(ToolChoice(mode, "go-to.v2"), False)

@@ -1,7 +1,8 @@
 """What a request's tools and its tool choice ask of the sampler: a constraint in structural tags. Pure.
 
 Source: kimi-k2.5.md section 5.4. Where a call is free or asked for, its arguments follow the tool's schema. The grammar
-binds from the first token on: a call may begin in the middle of an open thought, which it ends.
+binds from the first token on: a call may begin in the middle of an open thought, which it ends, unless whoever reads
+the reply finds no calls there (gateways).
 """
 
 import json
@@ -55,9 +56,17 @@ class ToolBinder:
         self._openers = [tokens[name.value] for name in (Marker.SECTION, Marker.CALL) if name.value in tokens]
 
     def bind(
-        self, sampling: SamplingParams, tools: Sequence[Tool], choice: ToolChoice, opens_thought: bool
+        self,
+        sampling: SamplingParams,
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        opens_thought: bool,
+        calls_end_thoughts: bool = True,
     ) -> SamplingParams:
-        """The sampling with what tools and choice demand. Raises RequestError naming what cannot be had."""
+        """The sampling with what tools and choice demand. calls_end_thoughts: a call may begin in an open thought.
+
+        Raises RequestError naming what cannot be had.
+        """
         self._check(tools, choice)
         if choice.mode is Mode.NONE and not choice.name:
             return _without(sampling, self._openers) if tools else sampling
@@ -66,9 +75,9 @@ class ToolBinder:
         chosen = [tool for tool in tools if choice.name in ("", tool.name)]
         section = self._section(chosen, choice, [tool.name for tool in tools])
         if choice.asks_for_call:
-            shape = _sequence(*([ANY_TEXT, _optional(_token(Marker.THOUGHT_END))] if opens_thought else []), section)
+            shape = _sequence(*(_thought(calls_end_thoughts) if opens_thought else ()), section)
         else:
-            shape = _free(sampling.constraint, section, opens_thought)
+            shape = _free(sampling.constraint, section, opens_thought, calls_end_thoughts)
         tag = json.dumps({"type": "structural_tag", "format": shape}, ensure_ascii=False)
         return replace(sampling, constraint=Constraint(ConstraintKind.STRUCTURAL_TAG, tag, from_first_token=True))
 
@@ -102,17 +111,25 @@ class ToolBinder:
         return {"type": "json_schema", "json_schema": {"type": "object"} if problem else schema}
 
 
-def _free(constraint: Constraint | None, section: Format, opens_thought: bool) -> Format:
+def _thought(calls_end_it: bool) -> Sequence[Format]:
+    """An open thought in front of a call."""
+    end = _token(Marker.THOUGHT_END)
+    return ANY_TEXT, _optional(end) if calls_end_it else end
+
+
+def _free(constraint: Constraint | None, section: Format, opens_thought: bool, calls_end_thoughts: bool) -> Format:
     """Content, calls, or both; where the content is bound, either."""
     if constraint is None:
-        answer = _sequence(ANY_TEXT, _optional(section))
-        if not opens_thought:
-            return answer
-        return _sequence(ANY_TEXT, _one_of(_sequence(_token(Marker.THOUGHT_END), answer), _optional(section)))
-    answer = _one_of(_content(constraint), section)
+        answer, calls = _sequence(ANY_TEXT, _optional(section)), _optional(section)
+    else:
+        answer, calls = _one_of(_content(constraint), section), section
     if not opens_thought:
         return answer
-    return _sequence(ANY_TEXT, _one_of(_sequence(_token(Marker.THOUGHT_END), answer), section))
+    behind = _sequence(_token(Marker.THOUGHT_END), answer)
+    if calls_end_thoughts:
+        return _sequence(ANY_TEXT, _one_of(behind, calls))
+    # A thought that the length limit or the end of the turn cuts off is for the reader to tell.
+    return _sequence(ANY_TEXT, behind if constraint else _optional(behind))
 
 
 def _content(constraint: Constraint) -> Format:

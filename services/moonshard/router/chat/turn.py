@@ -13,7 +13,7 @@ from moonshard.router.chat.wire import choice_from_proto, conversation_from_prot
 from moonshard.router.constraints import Grammars
 from moonshard.router.detokenizer import Detokenizer
 from moonshard.router.output import ChoiceDelta
-from moonshard.router.requests import Finish
+from moonshard.router.requests import Finish, Grammar
 from moonshard.router.responses import finish_message
 from moonshard.router.served_model import ServedModel
 from moonshard.rpc.codec import logprobs_to_proto, sampling_from_proto
@@ -27,10 +27,10 @@ INSTANT_DEFAULTS = SamplingParams(temperature=0.6)
 class Turns:
     """One per cell. `prepare` and `prompt` may take long and may run in any thread."""
 
-    def __init__(self, model: ServedModel, grammars: Grammars) -> None:
+    def __init__(self, model: ServedModel, grammars: Grammars, binder: ToolBinder) -> None:
         self._model = model
         self._grammars = grammars
-        self._binder = ToolBinder(model.tokenizer, grammars.schema_problem)
+        self._binder = binder
         self._markers = Markers.of(model.tokenizer)
 
     def prompt(self, request: pb.ChatRequest) -> Prompt:
@@ -47,11 +47,10 @@ class Turns:
         prompt = self._model.prompts.write(conversation)
         choice = choice_from_proto(request.tool_choice)
         sampling = self._binder.bind(sampling, conversation.tools, choice, prompt.opens_thought)
-        if sampling.constraint:
-            self._grammars.grammar_of(sampling.constraint, prompt.opens_thought)
+        grammar = self._grammars.grammar_of(sampling.constraint, prompt.opens_thought) if sampling.constraint else None
         tools = () if choice == ToolChoice(Mode.NONE) else conversation.tools
         parsers = [self._parser(prompt, tools, conversation.thinking) for _ in range(sampling.n)]
-        return Turn(prompt, sampling, parsers)
+        return Turn(prompt, sampling, parsers, grammar)
 
     def _parser(self, prompt: Prompt, tools: Sequence[Tool], thinking: bool) -> ReplyParser:
         text = Detokenizer(self._model.tokenizer.stream(), self._model.eos_token_ids)
@@ -60,11 +59,14 @@ class Turns:
 
 
 class Turn:
-    """parsers: one per choice."""
+    """parsers: one per choice. grammar: of the sampling's constraint."""
 
-    def __init__(self, prompt: Prompt, sampling: SamplingParams, parsers: Sequence[ReplyParser]) -> None:
+    def __init__(
+        self, prompt: Prompt, sampling: SamplingParams, parsers: Sequence[ReplyParser], grammar: Grammar | None
+    ) -> None:
         self.prompt = prompt
         self.sampling = sampling
+        self.grammar = grammar
         self._parsers = parsers
 
     def response(self, request_id: str, delta: ChoiceDelta) -> pb.ChatResponse:

@@ -11,15 +11,15 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from smg_grpc_proto.generated.vllm_engine_pb2_grpc import VllmEngineServicer
 
 from moonshard.errors import RequestError, Unsupported
-from moonshard.router.answer import Answer
+from moonshard.router.chat.tool_choice import ToolBinder
 from moonshard.router.frontdoor import FrontDoor, Submission
+from moonshard.router.gateway.declared_tools import choice_of
 from moonshard.router.gateway.kv_events import KvEvents
 from moonshard.router.gateway.loads import LoadMeter
 from moonshard.router.gateway.prompts import Prompt
 from moonshard.router.gateway.responses import Responses
 from moonshard.router.gateway.sampling import sampling_of
 from moonshard.router.gateway.served import GatewayModel
-from moonshard.router.gateway.tool_grammar import tool_constraint
 from moonshard.router.served_model import ServedModel
 from moonshard.sampling import SamplingParams
 
@@ -40,8 +40,15 @@ class VllmEngineService(VllmEngineServicer):  # type: ignore[misc]  # its stubs 
     """gateway: the checkpoint as gateways see it. loads: what the cell is doing."""
 
     def __init__(
-        self, model: ServedModel, gateway: GatewayModel, door: FrontDoor, loads: LoadMeter, kv_events: KvEvents
+        self,
+        model: ServedModel,
+        gateway: GatewayModel,
+        door: FrontDoor,
+        binder: ToolBinder,
+        loads: LoadMeter,
+        kv_events: KvEvents,
     ) -> None:
+        self._binder = binder
         self._model = model
         self._gateway = gateway
         self._door = door
@@ -62,7 +69,9 @@ class VllmEngineService(VllmEngineServicer):  # type: ignore[misc]  # its stubs 
                 prompt_opens_thought=prompt.opens_thought,
                 arrival_s=arrival_s,
             )
-            answer = self._submit(submission, prompt)
+            if prompt.tools or sampling.constraint:
+                submission = await self._door.preparation.run(lambda: self._bound(submission, prompt))
+            answer = self._door.submit(submission)
         responses = Responses(prompt.token_ids, request.stream, request.sampling_params.stop_token_ids)
         try:
             async for delta in answer.deltas():
@@ -136,27 +145,26 @@ class VllmEngineService(VllmEngineServicer):  # type: ignore[misc]  # its stubs 
     async def _prompt_of(self, request: pb.GenerateRequest) -> Prompt:
         sampling = request.sampling_params
         if request.WhichOneof("input") == "text":
-            ids = await asyncio.to_thread(self._model.tokenizer.encode, request.text, False)
+            ids = await self._door.preparation.run(lambda: self._model.tokenizer.encode(request.text, False))
         else:
             ids = list(request.tokenized.input_ids)
         if sampling.HasField("truncate_prompt_tokens"):
             ids = _truncate(ids, sampling.truncate_prompt_tokens)
         read, asks = self._gateway.prompts.read, request.request_id.startswith(ANTHROPIC_ID)
-        return read(ids, asks) if len(ids) <= INLINE_TOKENS else await asyncio.to_thread(read, ids, asks)
+        return (
+            read(ids, asks) if len(ids) <= INLINE_TOKENS else await self._door.preparation.run(lambda: read(ids, asks))
+        )
 
-    def _submit(self, submission: Submission, prompt: Prompt) -> Answer:
-        """With a grammar for the declared tools where one can be had: a schema it cannot follow is then the model's to
-        follow, as without this."""
-        asked = submission.sampling.constraint
-        if constraint := tool_constraint(prompt, asked):
-            try:
-                return self._door.submit(
-                    replace(submission, sampling=replace(submission.sampling, constraint=constraint))
-                )
-            except RequestError as error:
-                if error.field != "constraint":
-                    raise
-        return self._door.submit(submission)
+    def _bound(self, submission: Submission, prompt: Prompt) -> Submission:
+        """With its grammar: that of the declared tools, or of the constraint that the gateway sent."""
+        sampling = submission.sampling
+        if found := choice_of(prompt, sampling.constraint):
+            tools, choice = found
+            sampling = self._binder.bind(
+                replace(sampling, constraint=None), tools, choice, prompt.opens_thought, calls_end_thoughts=False
+            )
+        grammar = self._door.grammar_of(sampling, prompt.opens_thought)
+        return replace(submission, sampling=sampling, grammar=grammar)
 
 
 def _refuse_foreign(request: pb.GenerateRequest) -> None:
