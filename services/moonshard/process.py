@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 FORCED_EXIT_STATUS = 70
 # When a setting or the checkpoint is at fault: starting again will not help.
 USER_ERROR_STATUS = 2
-# To a shard that allows it (`experts.fault_hooks_s`): answer nonsense, or nothing, for a while.
-CORRUPT_SIGNAL, PARTITION_SIGNAL = signal.SIGUSR2, signal.SIGUSR1
+# To a shard that allows it (`experts.fault_hooks_s`), for a while: answer nonsense, nothing, or for another layer.
+CORRUPT_SIGNAL, PARTITION_SIGNAL, STALE_SIGNAL = signal.SIGUSR2, signal.SIGUSR1, signal.SIGURG
 
 
 class Lifetime:

@@ -10,24 +10,34 @@ from dataclasses import dataclass
 from enum import Enum
 
 from moonshard.errors import ConfigError
-from moonshard.process import CORRUPT_SIGNAL, PARTITION_SIGNAL
+from moonshard.process import CORRUPT_SIGNAL, PARTITION_SIGNAL, STALE_SIGNAL
 from moonshard.v1 import control_pb2 as pb
 
 SLOW_TURN_S = 0.05
 
 
 class Fault(Enum):
-    """stop: no instruction for a while; slow: half of the time none; corrupt: a shard's sums are NaN; partition: a
-    shard neither hears nor says anything on its links, but does to the router."""
+    """term: asked to end; stop: no instruction for a while; slow: half of the time none. corrupt: a shard's sums are
+    NaN; stale: its answers say that they are of another layer; partition: it neither hears nor says anything on its
+    links, but does to the router."""
 
     KILL = "kill"
+    TERM = "term"
     STOP = "stop"
     SLOW = "slow"
     CORRUPT = "corrupt"
+    STALE = "stale"
     PARTITION = "partition"
 
 
-SHARDS_ONLY = (Fault.CORRUPT, Fault.PARTITION)
+SIGNALS = {
+    Fault.KILL: signal.SIGKILL,
+    Fault.TERM: signal.SIGTERM,
+    Fault.CORRUPT: CORRUPT_SIGNAL,
+    Fault.STALE: STALE_SIGNAL,
+    Fault.PARTITION: PARTITION_SIGNAL,
+}
+SHARDS_ONLY = (Fault.CORRUPT, Fault.STALE, Fault.PARTITION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,11 @@ def victims(status: pb.GetStatusResponse) -> list[Victim]:
         for worker in status.workers
         if worker.role in roles and worker.state == pb.WORKER_STATE_READY
     ]
+
+
+def allowed(status: pb.GetStatusResponse) -> list[Fault]:
+    """All that this cell's workers can suffer."""
+    return [fault for fault in Fault if status.fault_hooks_s or fault not in SHARDS_ONLY]
 
 
 def check_allowed(faults: Sequence[Fault], status: pb.GetStatusResponse) -> None:
@@ -65,17 +80,16 @@ def choose(fault: Fault, target: str, found: Sequence[Victim], rng: random.Rando
 def inject(fault: Fault, victim: Victim, seconds: float, wait: Callable[[float], object] = time.sleep) -> None:
     """Returns when the fault is over. A victim that is gone meanwhile is nobody's fault."""
     with suppress(ProcessLookupError):
-        if fault is Fault.KILL:
-            os.kill(victim.pid, signal.SIGKILL)
-        elif fault is Fault.STOP:
+        if fault is Fault.STOP:
             _pause(victim.pid, seconds, wait)
         elif fault is Fault.SLOW:
             for _ in range(max(1, round(seconds / (2 * SLOW_TURN_S)))):
                 _pause(victim.pid, SLOW_TURN_S, wait)
                 wait(SLOW_TURN_S)
         else:
-            os.kill(victim.pid, CORRUPT_SIGNAL if fault is Fault.CORRUPT else PARTITION_SIGNAL)
-            wait(seconds)
+            os.kill(victim.pid, SIGNALS[fault])
+            if fault in SHARDS_ONLY:
+                wait(seconds)
 
 
 def _pause(pid: int, seconds: float, wait: Callable[[float], object]) -> None:

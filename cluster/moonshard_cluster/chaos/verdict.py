@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from moonshard_cluster.chaos.resources import Growth
 from moonshard_cluster.chaos.streams import StreamResult
 
 WORDS_MAX = 5
@@ -13,7 +14,8 @@ WORDS_MAX = 5
 class Report:
     """num_lost: streams with too few tokens or too many. num_different: streams of the right length, wrong content.
 
-    faults: "kill expert-3" and so on, in order. pause_limit_s: of the verdict; None: any pause will do.
+    faults: "kill expert-3" and so on, in order. pause_limit_s: of the verdict; None: any pause will do. resources: of a
+    soak, what each process held.
     """
 
     faults: tuple[str, ...]
@@ -25,11 +27,17 @@ class Report:
     undisturbed_pause_s: float
     pause_limit_s: float | None = None
     errors: tuple[str, ...] = ()
+    resources: tuple[Growth, ...] = ()
 
     @property
     def passed(self) -> bool:
         in_time = self.pause_limit_s is None or self.longest_pause_s <= self.pause_limit_s
-        return in_time and self.num_failed == self.num_lost == self.num_different == 0
+        return in_time and self.num_failed == self.num_lost == self.num_different == 0 and not self.grown
+
+    @property
+    def grown(self) -> list[Growth]:
+        """Processes that hold more at the end than at the beginning."""
+        return [it for it in self.resources if not it.is_flat]
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
@@ -40,6 +48,7 @@ def judge(
     disturbed: Sequence[StreamResult],
     faults: Sequence[str],
     pause_limit_s: float | None,
+    resources: Sequence[Growth] = (),
 ) -> Report:
     expected = {result.number: result.tokens for result in undisturbed}
     whole = [result for result in disturbed if not result.error]
@@ -56,4 +65,5 @@ def judge(
         undisturbed_pause_s=max((result.pause_s for result in undisturbed), default=0.0),
         pause_limit_s=pause_limit_s,
         errors=tuple(errors[:WORDS_MAX]),
+        resources=tuple(resources),
     )

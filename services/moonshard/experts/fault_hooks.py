@@ -5,10 +5,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
-from moonshard.process import CORRUPT_SIGNAL, PARTITION_SIGNAL
+from moonshard.process import CORRUPT_SIGNAL, PARTITION_SIGNAL, STALE_SIGNAL
+from moonshard.transport.contract import ExpertBatch
 
 logger = logging.getLogger(__name__)
 
@@ -18,17 +20,30 @@ class FaultHooks:
 
     def __init__(self, seconds: float) -> None:
         self.allowed = seconds > 0
-        self._corrupt_until_s = self._partitioned_until_s = 0.0
+        self._corrupt_until_s = self._partitioned_until_s = self._stale_until_s = 0.0
         self._seconds = seconds
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
-            signal.signal(CORRUPT_SIGNAL, self._corrupt if self.allowed else signal.SIG_IGN)
-            signal.signal(PARTITION_SIGNAL, self._partition if self.allowed else signal.SIG_IGN)
+        if threading.current_thread() is not threading.main_thread():
+            return  # elsewhere Python takes no handlers
+        for number, handler in (
+            (CORRUPT_SIGNAL, self._corrupt),
+            (PARTITION_SIGNAL, self._partition),
+            (STALE_SIGNAL, self._turn_stale),
+        ):
+            signal.signal(number, handler if self.allowed else signal.SIG_IGN)
 
     def distort(self, y_RD: Tensor) -> Tensor:
         """Sums as they are, or NaN in the first column."""
         if time.monotonic() < self._corrupt_until_s:
             y_RD[:, 0] = float("nan")
         return y_RD
+
+    def age(self, batch: ExpertBatch) -> ExpertBatch:
+        """The batch as it is, or one whose answers will say that they are of the layer before."""
+        if not isinstance(batch.ticket, list) or time.monotonic() >= self._stale_until_s:
+            return batch
+        return batch._replace(
+            ticket=[replace(it, header=it.header._replace(layer=it.header.layer - 1)) for it in batch.ticket]
+        )
 
     def while_partitioned(self, wait: Callable[[float], object]) -> None:
         """Returns when the links may be heard again; `wait` may end earlier, when the process does."""
@@ -38,6 +53,10 @@ class FaultHooks:
     def _corrupt(self, *_: object) -> None:
         logger.warning("answers nonsense for %g s, as a signal wishes", self._seconds)
         self._corrupt_until_s = time.monotonic() + self._seconds
+
+    def _turn_stale(self, *_: object) -> None:
+        logger.warning("answers for another layer for %g s, as a signal wishes", self._seconds)
+        self._stale_until_s = time.monotonic() + self._seconds
 
     def _partition(self, *_: object) -> None:
         logger.warning("is deaf and dumb on its links for %g s, as a signal wishes", self._seconds)

@@ -185,5 +185,5 @@ def _loop(worker: Worker, shard: Shard, endpoint: Endpoint, metrics: ExpertMetri
             started = time.perf_counter()
             y_RD = shard.compute(batch)
             compute_s = time.perf_counter() - started
-            endpoint.reply(batch, faults.distort(y_RD))
+            endpoint.reply(faults.age(batch), faults.distort(y_RD))
             answered(len(batch.x_RD), compute_s)
