@@ -1,6 +1,6 @@
 """What an expert shard exports. Names and labels as services/README.md tells; counts are read at scrape time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
@@ -56,16 +56,17 @@ def _histogram(
 def _per_expert(model_name: str, counters: LoadCounters, windows: LoadWindows, block: range, top: int | None) -> Family:
     """Of the shard's block and of whatever else had rows here. top: only so many, those with the most rows so far."""
 
-    def samples() -> Iterator[tuple[list[str], float]]:
+    # Text of every series, made once: a scrape has thousands.
+    names = [(model_name, str(layer), str(expert)) for layer in counters.moe_layers for expert in counters.experts]
+    in_block = [expert in block for _ in counters.moe_layers for expert in counters.experts]
+
+    def samples() -> Iterator[tuple[Sequence[str], float]]:
         rows = windows.told_LE.reshape(-1)
-        num_experts = len(counters.experts)
         shown = range(len(rows)) if top is None else np.argsort(-rows, kind="stable")[:top].tolist()
         values = rows.tolist()
         for at in shown:
-            layer, expert = counters.moe_layers[at // num_experts], counters.experts[at % num_experts]
-            if not values[at] and expert not in block:
-                continue
-            yield [model_name, str(layer), str(expert)], values[at]
+            if values[at] or in_block[at]:
+                yield names[at], values[at]
 
     text = "Rows routed to each expert, counted at the shard that served them and told window by window"
     return Family("moonshard_expert_tokens", text, Counter, ["model_name", "layer", "expert"], samples)
