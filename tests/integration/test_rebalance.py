@@ -1,5 +1,6 @@
 """Experts change places while requests run: nothing fails, no answer changes, every row is counted once."""
 
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from moonshard.placement import Layer, Rules, contiguous, plan_layer
 from moonshard.rpc.placements import layer_to_proto, layers_from_proto
 from moonshard.v1 import control_pb2 as pb
 from moonshard_cluster.client import Client
-from tests.integration.cells import EXACT, OPEN, CommandLineCell, greedy, running_cell
+from tests.integration.cells import EXACT, OPEN, CommandLineCell, greedy, moonshard, running_cell
 from tests.integration.test_exact_counts import CROWD, MAX_TOKENS, NUM_LAYERS, TOP_K, Routed, routed, told
 
 __all__ = ["routed"]
@@ -126,6 +127,27 @@ def test_what_cannot_be_applied(tiny_checkpoint: Path, tmp_path: Path) -> None:
         request = pb.ApplyPlacementRequest(generation=7, layers=[layer_to_proto(1, (low, high))])
         with pytest.raises(FailedPrecondition, match="planned for placement 7, it is 1 by now"):
             list(client.apply_placement(request, APPLY_S))
+
+
+def test_the_command_plans_applies_and_pins(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    cell = running_cell(tiny_checkpoint, tmp_path, num_shards=2, experts={"redundant_slots": 4}, metrics=OPEN)
+    with cell as (cluster, client), ThreadPoolExecutor(CROWD) as pool:
+        answers = list(pool.map(lambda at: greedy(client, [at, *PROMPT], 16), range(16)))
+        where = ("--router", cluster.router_address)
+        planned = moonshard("placement", "plan", "--row-us", "100000", "--save", str(tmp_path / "plan.json"), *where)
+        assert "2 of 2 layers pay" in planned.stdout.replace("\n", " "), planned.stdout + planned.stderr
+        applied = moonshard("placement", "apply", str(tmp_path / "plan.json"), "--row-us", "100000", *where)
+        assert re.search(r"placement \d+: 2 layers changed, \d+ copies loaded in", applied.stdout), applied.stdout
+        again = moonshard("placement", "apply", str(tmp_path / "plan.json"), *where)
+        assert "no layer's change would gain more than it costs" in again.stdout.replace("\n", " "), again.stdout
+        pin = moonshard("placement", "pin", "2", "200", "0", *where)
+        assert "expert 200 of layer 2 stays at shard 0" in pin.stdout, pin.stdout + pin.stderr
+        assert 200 in layers_from_proto(client.placement().layers)[2][0]
+        shown = moonshard("placement", "show", *where)
+        assert "layer 2: expert 200 is pinned to shard 0" in shown.stdout, shown.stdout
+        auto = moonshard("placement", "apply", "--auto", "--row-us", "100000", "--watch", "0.1", *where)
+        assert auto.returncode == 0, auto.stderr
+        assert list(pool.map(lambda at: greedy(client, [at, *PROMPT], 16), range(16))) == answers
 
 
 def test_experts_stay_where_there_are_no_slots(client: Client) -> None:

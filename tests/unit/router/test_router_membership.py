@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moonshard.errors import ConfigError
+from moonshard.placed import Placement
 from moonshard.router.membership import (
     Credits,
     Members,
@@ -231,3 +232,15 @@ def test_fewer_attention_workers_than_the_least_are_named() -> None:
         state, _ = state.join(_worker(worker_id))
         state, _ = _ready(state, worker_id)
     assert state.describe_missing() == "attention-0 has not joined, attention-2 has not joined"
+
+
+def test_coverage_counts_redundant_copies_and_replicas() -> None:
+    state = replace(_formed(replace(TOPOLOGY, num_replicas=2)), placement=Placement.blocks(12, 3, (1, 2)))
+    assert (state.coverage.min_copies, state.coverage.max_copies) == (2, 2)
+    assert state.placement is not None
+    copied = state.placement.changed(1, {1: ((0, 1, 2, 3, 4), (4, 5, 6, 7), (8, 9, 10, 11))})
+    state = replace(state, placement=copied)
+    assert (state.coverage.min_copies, state.coverage.max_copies) == (2, 4)
+    for rank in (1, 4):  # both copies of the second shard
+        state, _ = state.lost(WorkerId(Role.EXPERT, rank))
+    assert (state.coverage.num_covered, state.coverage.min_copies) == (8, 0)  # expert 4 is in one layer only
