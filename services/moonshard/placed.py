@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from moonshard.errors import ConfigError
 from moonshard.placement import Layer, contiguous
@@ -69,18 +70,28 @@ def check_layer(number: int, layer: Sequence[Sequence[int]], num_experts: int, n
     return tuple(tuple(sorted(held)) for held in layer)
 
 
-@lru_cache(maxsize=16)
 def coverage_of(placement: Placement, live: tuple[int, ...]) -> Coverage:
     """live: copies of each shard that are ready. An expert counts as covered where it is in every layer.
 
     Copies are those of the (layer, expert) that has the fewest, and the most.
     """
-    covered, fewest, most = set(range(placement.num_experts)), None, 0
-    for layer in placement.layers:
-        copies = [0] * placement.num_experts
-        for held, number in zip(layer, live, strict=True):
-            for expert in held:
-                copies[expert] += number
-        covered = {expert for expert in covered if copies[expert]}
-        fewest, most = min(copies) if fewest is None else min(fewest, *copies), max(most, *copies)
-    return Coverage(placement.num_experts, len(covered), fewest or 0, most)
+    found = [_layer_copies(layer, placement.num_experts, live) for layer in placement.layers]
+    absent = frozenset().union(*(it.absent for it in found))
+    fewest, most = min((it.fewest for it in found), default=0), max((it.most for it in found), default=0)
+    return Coverage(placement.num_experts, placement.num_experts - len(absent), fewest, most)
+
+
+class _Copies(NamedTuple):
+    absent: frozenset[int]
+    fewest: int
+    most: int
+
+
+# One layer changes at a time, and readiness asks for coverage at every change.
+@lru_cache(maxsize=512)
+def _layer_copies(layer: Layer, num_experts: int, live: tuple[int, ...]) -> _Copies:
+    copies = [0] * num_experts
+    for held, number in zip(layer, live, strict=True):
+        for expert in held:
+            copies[expert] += number
+    return _Copies(frozenset(expert for expert, it in enumerate(copies) if not it), min(copies), max(copies))
