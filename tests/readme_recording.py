@@ -132,10 +132,10 @@ def quick_starts(console: Console, client: Any) -> None:
     show(console, "tool call", WEATHER, first["reasoning_content"], f"{function['name']}({function['arguments']})")
     turns = [
         first,
-        {"role": "tool", "tool_call_id": call["id"], "content": json.dumps({"condition": "sunny", "n": 21})},
+        {"role": "tool", "tool_call_id": call["id"], "content": json.dumps({"condition": "sunny", "temperature": 21})},
     ]
     last = ask(client, WEATHER, thinking=True, tools=[TOOL], turns=turns)
-    show(console, "its answer", '{"condition": "sunny", "n": 21}', last["reasoning_content"], last["content"])
+    show(console, "its answer", '{"condition": "sunny", "temperature": 21}', last["reasoning_content"], last["content"])
 
 
 def ask(client: Any, question: str, thinking: bool, **more: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A layer's phases follow each other: attention, rows on their way, experts, sums 
 and arithmetic overlap, so the longer one counts. Experts are chosen evenly; what skew costs on top is the balancer's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moonshard_cluster.plan.costs import Costs
 from moonshard_cluster.plan.layout import Layout
@@ -13,8 +13,9 @@ from moonshard_cluster.plan.machines import Machine
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Seconds of one step. attention_read: weights; kv_read: cached latents. shard_busy: how long a shard works in the
-    time of one step of every attention worker, which bounds the step when there are many of them."""
+    """Seconds of one step. attention_read: weights; kv_read: cached latents. engine: scheduling, sampling and sending,
+    before and after the layers. shard_busy: how long a shard works in the time of one step of every attention worker,
+    which bounds the step when there are many of them."""
 
     attention_read: float
     kv_read: float
@@ -23,6 +24,7 @@ class Terms:
     expert_compute: float
     network: float
     latency: float
+    engine: float
     shard_busy: float
 
     @property
@@ -36,21 +38,32 @@ class Terms:
     @property
     def path(self) -> float:
         """One worker's step, were the shards its own."""
-        return self.attention + self.experts + self.network + self.latency
+        return self.attention + self.experts + self.network + self.latency + self.engine
 
     @property
     def step(self) -> float:
         return max(self.path, self.shard_busy)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Of one attention worker in one step. context: cached tokens that a row sees. Rows of one sequence read its cache
+    once."""
+
+    rows: float
+    context: float
+    sequences: float
+
+
 def decode(costs: Costs, layout: Layout, num_sequences: int, context: int) -> Terms:
     """One token for each of `num_sequences`, shared evenly by the attention workers."""
-    return _separated(costs, layout, num_sequences / layout.num_attention, context)
+    rows = num_sequences / layout.num_attention
+    return _separated(costs, layout, Work(rows, context, rows))
 
 
 def prefill(costs: Costs, layout: Layout, chunk: int, prompt: int) -> Terms:
     """A chunk of a prompt on each attention worker; its tokens see half of the prompt on average."""
-    return _separated(costs, layout, chunk, prompt / 2, shares_cache=True)
+    return _separated(costs, layout, Work(chunk, prompt / 2, 1))
 
 
 def wide_ep_decode(costs: Costs, machine: Machine, num_machines: int, num_sequences: int, context: int) -> Terms:
@@ -62,7 +75,8 @@ def wide_ep_decode(costs: Costs, machine: Machine, num_machines: int, num_sequen
     read, compute = _experts(costs, machine, num_sequences, num_machines)
     per_row = _machines_per_row(costs, num_machines)
     seconds = 2 * rows * per_row * costs.row_bytes * costs.num_moe_layers / (machine.network_gb_s * 1e9)
-    return _terms(costs, machine, 1, rows, context, read, compute, seconds, machine.latency_us)
+    latency = 2 * costs.num_moe_layers * machine.latency_us * 1e-6
+    return _terms(costs, machine, 1, Work(rows, context, rows), read, compute, seconds, latency)
 
 
 def fits_wide_ep(costs: Costs, machine: Machine, num_machines: int) -> bool:
@@ -70,54 +84,43 @@ def fits_wide_ep(costs: Costs, machine: Machine, num_machines: int) -> bool:
     return costs.attention_bytes + costs.all_experts_bytes / num_machines <= machine.usable_bytes
 
 
-def _separated(costs: Costs, layout: Layout, rows: float, context: float, shares_cache: bool = False) -> Terms:
+def _separated(costs: Costs, layout: Layout, work: Work) -> Terms:
     expert, attention = layout.expert_machine, layout.attention_machine
     workers_on_attention = layout.num_attention if layout.shared else 1
     parts = 1 if layout.shared else layout.num_shards
-    read, compute = _experts(costs, expert, rows, parts)
+    read, compute = _experts(costs, expert, work.rows, parts)
     per_shard = 1 if layout.shared else layout.num_shards
-    leaving = rows * costs.shards_per_row(layout.num_shards)
+    leaving = work.rows * costs.shards_per_row(layout.num_shards)
     busiest = max(leaving, leaving * layout.num_attention / (per_shard * layout.num_copies))
     rate = min(expert.network_gb_s, attention.network_gb_s) * 1e9
     network = 2 * busiest * costs.row_bytes * costs.num_moe_layers / rate
-    latency_us = max(expert.latency_us, attention.latency_us)
-    terms = _terms(
-        costs, attention, workers_on_attention, rows, context, read, compute, network, latency_us, shares_cache
-    )
-    busy = max(read, compute) * layout.num_attention / layout.num_copies
-    return _with_busy(terms, busy)
+    latency = 2 * costs.num_moe_layers * max(expert.latency_us, attention.latency_us) * 1e-6
+    terms = _terms(costs, attention, workers_on_attention, work, read, compute, network, latency)
+    return replace(terms, shard_busy=max(read, compute) * layout.num_attention / layout.num_copies)
 
 
 def _terms(
     costs: Costs,
     machine: Machine,
     workers: int,
-    rows: float,
-    context: float,
+    work: Work,
     expert_read: float,
     expert_compute: float,
     network: float,
-    latency_us: float,
-    shares_cache: bool = False,
+    latency: float,
 ) -> Terms:
-    ops = rows * (costs.attention_ops + costs.scores_ops * context)
-    # Rows of one prompt read its cache once; sequences of a decode step have a cache each.
-    cached_tokens = context if shares_cache else rows * context
+    ops = work.rows * (costs.attention_ops + costs.scores_ops * work.context)
     return Terms(
         attention_read=workers * costs.attention_read / machine.read,
-        kv_read=workers * cached_tokens * costs.kv_bytes / machine.read,
+        kv_read=workers * work.sequences * work.context * costs.kv_bytes / machine.read,
         attention_compute=workers * ops / machine.bf16,
         expert_read=expert_read,
         expert_compute=expert_compute,
         network=network,
-        latency=2 * costs.num_moe_layers * latency_us * 1e-6,
+        latency=latency,
+        engine=(machine.step_us + work.sequences * machine.sequence_us) * 1e-6,
         shard_busy=0.0,
     )
-
-
-def _with_busy(terms: Terms, busy: float) -> Terms:
-    values = {name: getattr(terms, name) for name in Terms.__slots__ if name != "shard_busy"}
-    return Terms(**values, shard_busy=busy)
 
 
 def _experts(costs: Costs, machine: Machine, rows: float, parts: int) -> tuple[float, float]:
