@@ -19,7 +19,7 @@ def test_a_plan_for_the_machine_that_was_measured(tiny_checkpoint: Path, tmp_pat
         pytest.skip("the native kernels are not built: run python -m moonshard.kernels")
     here = tmp_path / "here.toml"
     command = [sys.executable, "-m", "moonshard_cluster.cli", "bench", str(tiny_checkpoint), "--describe", str(here)]
-    command += ["--batches", "1", "--prefill", "16", "--new-tokens", "4", "--rounds", "1"]
+    command += ["--batches", "1", "--prefill", "16", "--new-tokens", "48", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     assert "decode b1" in done.stdout

@@ -110,7 +110,7 @@ def _decode_steps(console: Console, num_layers: int) -> dict[int, float]:
     spec = DemoSpec.tiny(num_hidden_layers=num_layers, name=f"turns-{num_layers}")
     path = ensure_demo(spec, lambda _done, _total: None)
     with ready_cell(console, path, None, MANY) as (router, access):
-        speeds = asyncio.run(measure(router, 32, [FEW, MANY], 64, 5, 300.0, access))
+        speeds = asyncio.run(measure(router, 32, [FEW, MANY], 96, 3, 300.0, access))
     rates = {found.name: found.median for found in speeds}
     return step_seconds({batch: rates[f"decode b{batch}"] for batch in (FEW, MANY)})
 
