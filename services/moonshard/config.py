@@ -75,7 +75,8 @@ class ExpertConfig(_Section):
     that starts again maps them. fault_hooks_s: for `moonshard chaos`: signals make a shard answer nonsense, or nothing,
     for so many seconds; 0 ignores them. redundant_slots: of every layer, beyond the shard's block: above 0 experts may
     have copies and move while the cell runs (links only); then shards answer with each expert's output apart, so that
-    no bit depends on where it was computed.
+    no bit depends on where it was computed. verify_s: in so many seconds all resident weights are compared with what was
+    loaded, evenly spread; 0 is never.
     """
 
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -83,6 +84,7 @@ class ExpertConfig(_Section):
     repacked_cache: Path | None = None
     redundant_slots: Annotated[int, Field(ge=0, le=512)] = 0
     fault_hooks_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
+    verify_s: Annotated[float, Field(ge=0, le=604_800)] = 3600.0
 
 
 class TimeoutConfig(_Section):

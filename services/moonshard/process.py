@@ -19,6 +19,7 @@ FORCED_EXIT_STATUS = 70
 USER_ERROR_STATUS = 2
 # To a shard that allows it (`experts.fault_hooks_s`), for a while: answer nonsense, nothing, or for another layer.
 CORRUPT_SIGNAL, PARTITION_SIGNAL, STALE_SIGNAL = signal.SIGUSR2, signal.SIGUSR1, signal.SIGURG
+DAMAGE_SIGNAL = signal.SIGVTALRM  # for good: a bit of a weight is flipped
 
 
 class Lifetime:

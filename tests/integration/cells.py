@@ -129,6 +129,14 @@ class CommandLineCell:
             assert time.monotonic() < deadline, f"{name} is not back:\n{self.output}"
             time.sleep(0.05)
 
+    def await_other(self, name: str, pid: int, timeout_s: float) -> psutil.Process:
+        """The process once it is another one than `pid`, has joined, and the cell is ready."""
+        deadline = time.monotonic() + timeout_s
+        while (found := self.await_member(name, timeout_s)).pid == pid:
+            assert time.monotonic() < deadline, f"{name} is the old one:\n{self.output}"
+            time.sleep(0.05)
+        return found
+
     def wait_gone(self, timeout_s: float) -> list[psutil.Process]:
         """Wait for the launcher and everything it started; those still alive after timeout_s."""
         _, alive = psutil.wait_procs([psutil.Process(p.pid) for p in self.members if p.is_running()], timeout_s)

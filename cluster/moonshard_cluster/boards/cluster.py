@@ -136,6 +136,12 @@ FAILURES = Row(
             ],
             "short",
         ),
+        Panel(
+            "Damaged weights",
+            "Experts whose weights in memory were not what was loaded. Any at all means a failing machine.",
+            [Query(value("moonshard_damaged_weights_total"), "experts")],
+            "short",
+        ),
     ],
 )
 

@@ -152,7 +152,8 @@ def _launcher(config: CellConfig, log_dir: Path, ray: str | None) -> "LocalClust
 
 def _serve(console: Console, cell: "LocalCluster | RayCluster", prompt: str | None, once: bool, restart: bool) -> None:
     started, config = time.monotonic(), cell.config
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Raises KeyboardInterrupt, also where SIGINT is ignored, as it is in the background of a script.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if config.device == "cpu" and config.kernels == "auto" and not kernels_are_built():
         console.print(NO_KERNELS, style="yellow", markup=False, highlight=False)
     gateway = _gateway(console, config)

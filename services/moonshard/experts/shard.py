@@ -1,12 +1,13 @@
 """One expert shard: its experts of every MoE layer, and what they have carried."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from moonshard.experts.counters import LoadCounters
+from moonshard.experts.sentinel import Weights
 from moonshard.model.native_experts import NativeExpertStack
 from moonshard.transport.contract import ExpertBatch
 from moonshard.transport.links import ExpertTable
@@ -22,6 +23,9 @@ class Stack(Protocol):
     def forward_apart(self, x_RD: Tensor, topk_ids_RK: Tensor, topk_weights_RK: Tensor, slots_E: Tensor) -> Tensor:
         """Weighted output of each id that is not -1, FP32 [P, D]; slots_E: where each logical expert lies."""
 
+    def memory_of(self, slot: int) -> tuple[Tensor, ...]:
+        """What one expert's weights take, by its place in the stack."""
+
 
 class Shard:
     """stacks: one per MoE layer, all with the same range of logical experts at the start.
@@ -31,9 +35,25 @@ class Shard:
 
     def __init__(self, stacks: Mapping[int, Stack], experts: range, slots: Slots | None = None) -> None:
         self._stacks = stacks
+        self._experts = experts
         self._slots = slots
         counted = range(slots.slots_LE.shape[1]) if slots else experts
         self.counters = LoadCounters(tuple(sorted(stacks)), counted)
+
+    def weights(self) -> Iterator[Weights]:
+        """Every expert of every layer and where it lies."""
+        for layer in self.counters.moe_layers:
+            for expert in self.counters.experts:
+                if found := self.look(layer, expert):
+                    yield found
+
+    def look(self, layer: int, expert: int) -> Weights | None:
+        """Where an expert lies; None when it is not here."""
+        if self._slots:
+            slot = int(self._slots.of_layer(layer)[expert])
+        else:
+            slot = expert - self._experts.start if expert in self._experts else -1
+        return Weights(layer, expert, self._stacks[layer].memory_of(slot)) if slot >= 0 else None
 
     def compute(self, batch: ExpertBatch) -> Tensor:
         """Weighted sum of this shard's experts per row: y_RD, float32; or each output apart. Counts the rows."""

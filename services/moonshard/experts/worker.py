@@ -13,6 +13,7 @@ from moonshard.experts.counters import LoadCounters
 from moonshard.experts.fault_hooks import FaultHooks
 from moonshard.experts.keeper import Keeper, SlotLoader
 from moonshard.experts.metrics import ExpertMetrics
+from moonshard.experts.sentinel import Sentinel
 from moonshard.experts.shard import Shard, Stack
 from moonshard.experts.windows import LoadWindow, LoadWindows, WindowRule
 from moonshard.kernels import Precision
@@ -44,6 +45,7 @@ def serve(worker: Worker) -> None:
     slots = _slots(worker, experts)
     shard, keeper = _load(worker, experts, slots)
     endpoint = _open(worker, slots)
+    sentinel = _watch_weights(worker, shard)
     try:
         if keeper:
             keeper.start()
@@ -62,6 +64,8 @@ def serve(worker: Worker) -> None:
     finally:
         if keeper:
             keeper.close()
+        if sentinel:
+            sentinel.close()
         endpoint.close()
 
 
@@ -141,6 +145,24 @@ def listen_address(config: CellConfig, shard: int, advertise_host: str) -> str:
     return tcp_address(config.network.bind_host, config.network.link_port)
 
 
+def _watch_weights(worker: Worker, shard: Shard) -> Sentinel | None:
+    """From now on, where the configuration wants it and weights lie in this machine's memory."""
+    round_s = worker.config.experts.verify_s
+    if not round_s or worker.device.type != "cpu":
+        return None
+
+    def alarm(layer: int, expert: int) -> None:
+        kind = pb.Alarm.KIND_WEIGHTS
+        worker.link.send(pb.WorkerMessage(alarm=pb.Alarm(kind=kind, rank=worker.rank, layer=layer, experts=[expert])))
+        reason = f"layer {layer}, expert {expert}: weights are not what was loaded"
+        worker.link.send(pb.WorkerMessage(leave=pb.Leave(reason=reason)))
+        worker.lifetime.stop(reason, failed=True)
+
+    sentinel = Sentinel(shard.weights, shard.look, round_s, alarm)
+    sentinel.start()
+    return sentinel
+
+
 def _tell_load(worker: Worker, shard: Shard) -> LoadWindows:
     """Windows of the shard's counts go to the router from now on."""
     limits = worker.config.metrics
@@ -171,7 +193,7 @@ def _loop(worker: Worker, shard: Shard, endpoint: Endpoint, metrics: ExpertMetri
         worker.progress.num_iterations += 1
         worker.progress.num_tokens += rows
 
-    faults = FaultHooks(worker.config.experts.fault_hooks_s)
+    faults = FaultHooks(worker.config.experts.fault_hooks_s, shard.weights)
     # Faults need Python's steps.
     if isinstance(endpoint, LinkEndpoint) and not faults.allowed and (table := shard.table(answered)):
         endpoint.answer_with(table)

@@ -61,6 +61,10 @@ class Int4Experts:
         """Where the panels lie."""
         return self._panels.data_ptr()
 
+    def memory_of(self, slot: int) -> torch.Tensor:
+        """The bytes of one expert, by its place here."""
+        return self._panels[slot * self._expert_bytes : (slot + 1) * self._expert_bytes]
+
     def load(self, pool: Pool, expert: int, name: str, packed: torch.Tensor, scale: torch.Tensor) -> None:
         """Repack one published matrix, `name` "gate", "up" or "down": `packed` int32 [out, in / 8] (lowest nibble
         first, stored as q + 8), `scale` bfloat16 [out, in / 32]; both contiguous. `expert` logical. ValueError.

@@ -78,6 +78,10 @@ class ExpertStack:
     def resident_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.gate_up.tensors, *self.down.tensors))
 
+    def memory_of(self, slot: int) -> tuple[Tensor, ...]:
+        """What one expert's weights take, by its place in the stack."""
+        return tuple(tensor[slot] for tensor in (*self.gate_up.tensors, *self.down.tensors))
+
     def forward(self, x_RD: Tensor, topk_ids_RK: Tensor, topk_weights_RK: Tensor) -> Tensor:
         """Weighted sum of this stack's experts per row, FP32 [R, D]; zero for rows without one here.
 

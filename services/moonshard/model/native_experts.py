@@ -35,6 +35,10 @@ class NativeExpertStack:
     def resident_bytes(self) -> int:
         return self.kernels.resident_bytes
 
+    def memory_of(self, slot: int) -> tuple[Tensor, ...]:
+        """What one expert's weights take, by its place in the stack."""
+        return (self.kernels.memory_of(slot),)
+
     def forward(self, x_RD: Tensor, topk_ids_RK: Tensor, topk_weights_RK: Tensor) -> Tensor:
         """Weighted sum of this stack's experts per row, FP32 [R, D], in ascending order of experts."""
         return self.kernels.forward(self.pool, x_RD, topk_ids_RK, topk_weights_RK, precision=self.precision)

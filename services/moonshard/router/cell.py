@@ -130,6 +130,8 @@ class Cell:
             self.load.add(worker_id.rank, window_from_load(message.expert_load), self._clock())
         elif kind == "suspicion":
             self._suspect(worker_id, message.suspicion)
+        elif kind == "alarm":
+            self._take_alarm(worker_id, message.alarm)
         elif kind == "ready":
             self._ready(worker_id, message.ready)
         elif kind == "placed" and self.placer:
@@ -256,6 +258,12 @@ class Cell:
     def _placed(self, placement: Placement) -> None:
         """Experts are elsewhere now, which coverage must know."""
         self._commit(replace(self.membership, placement=placement), ())
+
+    def _take_alarm(self, worker_id: WorkerId, alarm: pb.Alarm) -> None:
+        shard = self.membership.topology.shard_of(alarm.rank)
+        experts = ", ".join(map(str, alarm.experts))
+        logger.error("%s, shard %d, layer %d, expert %s: damaged weights", worker_id, shard, alarm.layer, experts)
+        self.losses.num_damaged += len(alarm.experts)
 
     def _commit(self, membership: Membership, outgoing: Iterable[Outgoing]) -> None:
         self.membership = membership

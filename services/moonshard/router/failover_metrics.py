@@ -19,6 +19,7 @@ class Losses:
         self.returned: Tally[Role] = Tally()
         self.num_readmitted = 0
         self.num_handed_over = 0
+        self.num_damaged = 0
 
 
 def register_failover_metrics(
@@ -58,6 +59,13 @@ def register_failover_metrics(
             Counter,
             ["model_name"],
             lambda: [(own, losses.num_handed_over)],
+        ),
+        Family(
+            "moonshard_damaged_weights",
+            "Experts whose resident weights were found not to be what was loaded; their process was replaced",
+            Counter,
+            ["model_name"],
+            lambda: [(own, losses.num_damaged)],
         ),
         Family(
             "moonshard_membership_epoch",

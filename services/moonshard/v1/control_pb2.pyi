@@ -76,6 +76,7 @@ class WorkerMessage(_message.Message):
     SUSPICION_FIELD_NUMBER: _builtins.int
     PLACED_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___Join:
         """first message of a stream, once"""
@@ -102,6 +103,8 @@ class WorkerMessage(_message.Message):
     def placed(self) -> Global___Placed: ...
     @_builtins.property
     def held(self) -> Global___Held: ...
+    @_builtins.property
+    def alarm(self) -> Global___Alarm: ...
     def __init__(
         self,
         *,
@@ -115,12 +118,13 @@ class WorkerMessage(_message.Message):
         suspicion: Global___Suspicion | None = ...,
         placed: Global___Placed | None = ...,
         held: Global___Held | None = ...,
+        alarm: Global___Alarm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion", "placed", "held"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion", "placed", "held", "alarm"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -156,6 +160,55 @@ class Suspicion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Suspicion: _TypeAlias = Suspicion  # noqa: Y015
+
+@_typing.final
+class Alarm(_message.Message):
+    """A sentinel found numbers that cannot be trusted. The worker that holds them ends; its launcher starts a sound one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Alarm._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Alarm._Kind.ValueType  # 0
+        KIND_WEIGHTS: Alarm._Kind.ValueType  # 1
+        """resident weights are not what was loaded"""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Alarm.Kind.ValueType  # 0
+    KIND_WEIGHTS: Alarm.Kind.ValueType  # 1
+    """resident weights are not what was loaded"""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    kind: Global___Alarm.Kind.ValueType
+    rank: _builtins.int
+    """of the expert worker"""
+    layer: _builtins.int
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """logical"""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___Alarm.Kind.ValueType = ...,
+        rank: _builtins.int = ...,
+        layer: _builtins.int = ...,
+        experts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "kind", b"kind", "layer", b"layer", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
 
 @_typing.final
 class ExpertLoad(_message.Message):
