@@ -75,8 +75,8 @@ class ExpertConfig(_Section):
     that starts again maps them. fault_hooks_s: for `moonshard chaos`: signals make a shard answer nonsense, or nothing,
     for so many seconds; 0 ignores them. redundant_slots: of every layer, beyond the shard's block: above 0 experts may
     have copies and move while the cell runs (links only); then shards answer with each expert's output apart, so that
-    no bit depends on where it was computed. verify_s: in so many seconds all resident weights are compared with what was
-    loaded, evenly spread; 0 is never.
+    no bit depends on where it was computed. verify_s: in so many seconds all resident weights are compared with what
+    was loaded, evenly spread; 0 is never.
     """
 
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -94,6 +94,8 @@ class TimeoutConfig(_Section):
     attention worker to come back; requests wait as long. 0: they fail at once. hedge_s: at least, before rows of a slow
     shard also go to its replica. stall_s: a process whose loop has not turned for so long fails its /livez; longer
     than combine_s and failover_s together, because a worker that waits for a shard is not to be killed for it.
+    degraded_after_s: links only. When a shard has been lost for so long, tokens go on without its experts, the weights
+    of the others raised, and are counted and flagged; 0 is never: a wrong answer is worse than a late one.
     """
 
     load_s: PositiveSeconds = 3600.0
@@ -104,6 +106,7 @@ class TimeoutConfig(_Section):
     stall_s: Annotated[PositiveSeconds, Field(validate_default=True)] = 180.0
     heartbeat_s: PositiveSeconds = 1.0
     drain_s: PositiveSeconds = 30.0
+    degraded_after_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
 
     @field_validator("stall_s")
     @classmethod

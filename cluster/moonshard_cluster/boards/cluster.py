@@ -137,6 +137,12 @@ FAILURES = Row(
             "short",
         ),
         Panel(
+            "Degraded tokens",
+            "Tokens a second that ran without all of their experts, which only timeouts.degraded_after_s allows.",
+            [Query(rate("moonshard_degraded_tokens_total"), "attention-{{dp_rank}}")],
+            "short",
+        ),
+        Panel(
             "Damaged weights",
             "Experts whose weights in memory were not what was loaded. Any at all means a failing machine.",
             [Query(value("moonshard_damaged_weights_total"), "experts")],

@@ -98,6 +98,10 @@ def up(
     fault_hooks: Annotated[
         float | None, typer.Option("--fault-hooks", help="let `moonshard chaos` corrupt and partition shards, seconds")
     ] = None,
+    degraded_after: Annotated[
+        float | None,
+        typer.Option("--degraded-after", help="seconds; then answer without a lost shard, flagged [never]"),
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="ask this as soon as the cell is ready")] = None,
     once: Annotated[bool, typer.Option("--once", help="stop after --prompt is answered")] = False,
 ) -> None:
@@ -133,6 +137,7 @@ def up(
             "redundant_slots": redundant_slots,
             "repacked_cache": repacked_cache and repacked_cache.resolve(),
         },
+        "timeouts": {"degraded_after_s": degraded_after},
         "metrics": {"base_port": metrics_port},
         "gateway": {"port": http_port, "enabled": False if no_http else None},
     }

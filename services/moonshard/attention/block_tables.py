@@ -69,7 +69,9 @@ class BlockTables:
             self._count(sequence, (index + 1) * self.block_size - sequence.num_computed_tokens)
 
     def frontier(self, sequence: Sequence) -> Digest | None:
-        """Digest of the block that it computes next, if the cache may give it instead."""
+        """Digest of the block that it computes next, if the cache may give it instead, and would get it from here."""
+        if sequence.num_degraded:
+            return None
         index = sequence.num_computed_tokens // self.block_size
         return sequence.digests[index] if index < self._num_usable(sequence) else None
 
@@ -82,7 +84,7 @@ class BlockTables:
 
     def publish(self, sequence: Sequence, start: int) -> None:
         """Its tokens [start, num_computed_tokens) have been computed: full blocks of them become findable."""
-        if not self._prefix_cache:
+        if not self._prefix_cache or sequence.num_degraded:
             return
         self._hash(sequence)
         for index in range(start // self.block_size, sequence.num_computed_tokens // self.block_size):

@@ -1,6 +1,7 @@
 """The attention worker's iteration: schedule, run, postprocess."""
 
 import math
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ class Output:
     """What a step produced for one request.
 
     finish_reason or error set: it is over and its blocks are free. preempted: its blocks are free and it is the
-    router's again. num_cached_tokens and prompt_logprobs come with the first token.
+    router's again. num_cached_tokens and prompt_logprobs come with the first token. num_degraded: tokens of the request
+    that ran without all of their experts since its last output.
     """
 
     request_id: str
@@ -30,14 +32,22 @@ class Output:
     num_cached_tokens: int = 0
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    num_degraded: int = 0
 
 
 class Engine:
-    """Not thread-safe: one thread admits, aborts and steps."""
+    """Not thread-safe: one thread admits, aborts and steps.
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    lacking: rows of the step that has just run, in the plan's order, that some expert is missing from.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, lacking: Callable[[], Collection[int]] = frozenset
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
+        self.num_degraded_tokens = 0
+        self._lacking = lacking
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self.num_generated_tokens = 0
@@ -84,11 +94,21 @@ class Engine:
     def step(self, plan: StepPlan) -> list[Output]:
         """Run one iteration: a token for each sequence whose pending tokens ended in it."""
         logits_NV = self.runner.run(plan)
+        if rows := self._lacking():
+            self._note_degraded(plan, rows)
         self.scheduler.commit(plan)
         self.num_steps += 1
         self.num_prompt_tokens += sum(chunk.length for chunk in plan.prefills)
         sequences = [chunk.sequence for chunk in plan.chunks if chunk.samples]
         return [self._take(s, choice) for s, choice in zip(sequences, sample(logits_NV, sequences), strict=True)]
+
+    def _note_degraded(self, plan: StepPlan, rows: Collection[int]) -> None:
+        start = 0
+        for chunk in plan.chunks:
+            num_rows = sum(row in rows for row in range(start, start + chunk.length))
+            chunk.sequence.num_degraded += num_rows
+            self.num_degraded_tokens += num_rows
+            start += chunk.length
 
     def _take(self, sequence: Sequence, choice: Choice) -> Output:
         if choice.error:
@@ -112,6 +132,7 @@ class Engine:
 
 def _output(sequence: Sequence, choice: Choice) -> Output:
     first = sequence.num_generated == 1
+    num_degraded, sequence.num_degraded_told = sequence.num_degraded - sequence.num_degraded_told, sequence.num_degraded
     scores, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
     return Output(
         sequence.request_id,
@@ -119,6 +140,7 @@ def _output(sequence: Sequence, choice: Choice) -> Output:
         sequence.finish_reason,
         stop_token_id=sequence.stop_token_id,
         num_cached_tokens=min(sequence.num_cached_tokens, len(sequence.prompt)) if first else 0,
+        num_degraded=num_degraded,
         logprobs=choice.logprobs,
         prompt_logprobs=scores,
     )

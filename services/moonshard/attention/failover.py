@@ -15,7 +15,12 @@ RETRY_S = 0.1
 
 def patience_of(worker: Worker) -> Patience:
     limits = worker.config.timeouts
-    return Patience(reply_s=limits.combine_s, failover_s=limits.failover_s, hedge_s=limits.hedge_s)
+    return Patience(
+        reply_s=limits.combine_s,
+        failover_s=limits.failover_s,
+        hedge_s=limits.hedge_s,
+        degrade_s=limits.degraded_after_s,
+    )
 
 
 def targets_of(members: pb.Members) -> list[Target]:

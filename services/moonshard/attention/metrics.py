@@ -46,6 +46,12 @@ def _engine_families(own: list[str], engine: Engine) -> list[Family]:
             "Tokens sampled",
             lambda: engine.num_generated_tokens,
         ),
+        one(
+            Counter,
+            "moonshard_degraded_tokens",
+            "Tokens run without all of their experts, which only timeouts.degraded_after_s allows",
+            lambda: engine.num_degraded_tokens,
+        ),
         one(Gauge, "moonshard_engine_requests_running", "Running", lambda: scheduler.num_running),
         one(
             Counter,

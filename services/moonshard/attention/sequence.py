@@ -18,6 +18,7 @@ class Sequence:
     tokens: prompt and generated ids. num_computed_tokens: how many of them have their latents in the cache; the last
     token is never computed before the step that samples its successor. num_cached_tokens: those that were found
     there. digests: names of the full blocks. number: place in the order of admission, set by the scheduler.
+    num_degraded: tokens that ran without all of their experts; what is in the cache since then is for nobody else.
     """
 
     request_id: str
@@ -36,6 +37,8 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     digests: list[Digest] = field(default_factory=list)
     number: int = -1
+    num_degraded: int = 0
+    num_degraded_told: int = 0
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
 

@@ -37,6 +37,7 @@ def _output_to_proto(output: Output) -> pb.SequenceOutput:
         error=output.error,
         preempted=output.preempted,
         num_cached_tokens=output.num_cached_tokens,
+        num_degraded_tokens=output.num_degraded,
         logprobs=[codec.logprobs_to_proto(output.logprobs)] if output.logprobs else [],
         prompt_logprobs=map(codec.logprobs_to_proto, output.prompt_logprobs),
     )

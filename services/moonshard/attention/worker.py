@@ -1,6 +1,7 @@
 """The attention process: load, meet the shards, then iterate until told to stop."""
 
 import queue
+from collections.abc import Callable, Collection
 
 from moonshard.attention.engine import Engine, Output
 from moonshard.attention.failover import follow_members, meet_shards
@@ -45,7 +46,9 @@ def serve(worker: Worker) -> None:
         if placed:
             placed.attach(dispatcher)
     try:
-        engine = Engine(Scheduler(worker.config.attention), Runner(decoder, _cache(worker), worker.device))
+        engine = Engine(
+            Scheduler(worker.config.attention), Runner(decoder, _cache(worker), worker.device), _lacking(dispatcher)
+        )
         worker.inbox.wakes.append(dispatcher.wake)
         worker.lifetime.on_stop.append(dispatcher.wake)
         metrics = AttentionMetrics(worker.registry, worker.model_name, worker.rank, engine)
@@ -91,6 +94,10 @@ def _meet(worker: Worker, members: pb.Members, table: RoutingTable | None) -> Di
         config.collective_address, rank, worker.topology.world_size, worker.device, config.timeouts.join_s
     )
     return AllToAllDispatcher(group, worker.spec)
+
+
+def _lacking(dispatcher: Dispatcher) -> Callable[[], Collection[int]]:
+    return lambda: dispatcher.degraded.rows if isinstance(dispatcher, LinkDispatcher) else ()
 
 
 def _cache(worker: Worker) -> LatentCache:

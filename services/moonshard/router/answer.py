@@ -11,11 +11,15 @@ from moonshard.router.output import ChoiceDelta, ChoiceOutput
 
 
 class Answer:
-    """All choices of one request. Whoever got it from `FrontDoor.submit` calls `abandon` in the end, come what may."""
+    """All choices of one request. Whoever got it from `FrontDoor.submit` calls `abandon` in the end, come what may.
+
+    num_degraded: tokens, of prompt and output, that ran without all of their experts.
+    """
 
     def __init__(self, request_id: str, outputs: Sequence[ChoiceOutput], leave: Callable[["Answer"], None]) -> None:
         self.request_id = request_id
         self.outputs = outputs
+        self.num_degraded = 0
         self._leave = leave
         self._changed = asyncio.Event()
         self._news: dict[int, None] = {}  # choices with something to read, in order

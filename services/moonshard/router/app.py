@@ -70,6 +70,7 @@ class Router:
             model.checkpoint_id,
             needs_addresses=config.transport == "links",
             min_attention=config.min_attention,
+            may_degrade=config.transport == "links" and config.timeouts.degraded_after_s > 0,
         )
         metrics = RouterMetrics(registry, model.name)
         self._connections = Connections()

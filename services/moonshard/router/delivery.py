@@ -25,6 +25,7 @@ class Delivery:
         """Give the flight's output what came; of a sequence that is over the end too."""
         if update.token_ids:
             self._take_tokens(flight, update, now_s)
+        flight.answer.num_degraded += update.num_degraded
         fate = self._fate(flight, update, now_s)
         flight.answer.touch(flight.choice)
         return fate

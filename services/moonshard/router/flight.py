@@ -14,6 +14,7 @@ class SequenceUpdate:
     """News of one sequence from its worker. finish_reason or error set: it is over and its blocks are free.
 
     preempted: its blocks are free and it is the router's again. num_cached_tokens: of its prompt, with the first news.
+    num_degraded: its tokens that ran without all of their experts since the last news.
     """
 
     sequence_id: str
@@ -23,6 +24,7 @@ class SequenceUpdate:
     error: str = ""
     preempted: bool = False
     num_cached_tokens: int = 0
+    num_degraded: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 

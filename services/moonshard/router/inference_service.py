@@ -8,7 +8,7 @@ from moonshard.errors import RequestError
 from moonshard.router.answer import Answer
 from moonshard.router.chat.turn import Turn, Turns
 from moonshard.router.frontdoor import FrontDoor, Submission
-from moonshard.router.responses import generate_response
+from moonshard.router.responses import flag_degraded, generate_response
 from moonshard.router.served_model import ServedModel
 from moonshard.rpc.codec import sampling_from_proto, sampling_to_proto
 from moonshard.sampling import SamplingParams
@@ -36,6 +36,7 @@ class InferenceService(InferenceServicer):
             async for delta in answer.deltas():
                 yield generate_response(answer.request_id, delta)
         finally:
+            flag_degraded(context, answer)
             answer.abandon()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> AsyncIterator[pb.ChatResponse]:
@@ -44,6 +45,7 @@ class InferenceService(InferenceServicer):
             async for delta in answer.deltas():
                 yield turn.response(answer.request_id, delta)
         finally:
+            flag_degraded(context, answer)
             answer.abandon()
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:

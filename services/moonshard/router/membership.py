@@ -133,6 +133,7 @@ class Membership:
     epoch: int = 1
     workers: Mapping[WorkerId, Worker] = field(default_factory=dict)
     is_formed: bool = False
+    may_degrade: bool = False
     min_attention: int = 0
     placement: Placement | None = None
 
@@ -195,7 +196,12 @@ class Membership:
     @property
     def is_ready(self) -> bool:
         """The first time when all expected are; from then on while every expert and an attention worker are there."""
-        return self.is_formed and all(self.serves(role) for role in Role)
+        return self.is_formed and self.serves(Role.ATTENTION) and (self.covers_enough or self.serves(Role.EXPERT))
+
+    @property
+    def covers_enough(self) -> bool:
+        """Whether the cell may go on with the experts that it has."""
+        return self.may_degrade and 2 * self.coverage.num_covered >= self.coverage.num_experts
 
     @property
     def kv_capacity(self) -> int | None:

@@ -1,9 +1,21 @@
-"""What was generated, as Inference's messages. Pure."""
+"""What was generated, as Inference's messages."""
 
+from typing import Any
+
+from moonshard.router.answer import Answer
 from moonshard.router.output import ChoiceDelta
 from moonshard.router.requests import Finish
 from moonshard.rpc.codec import finish_to_proto, logprobs_to_proto
 from moonshard.v1 import inference_pb2 as pb
+
+# Trailing metadata of a call whose answer is not what the whole model would say: tokens that lacked experts.
+DEGRADED_TOKENS = "moonshard-degraded-tokens"
+
+
+def flag_degraded(context: Any, answer: Answer) -> None:
+    """In the call's trailing metadata, where the operator allows answers without all experts and this one is such."""
+    if answer.num_degraded:
+        context.set_trailing_metadata(((DEGRADED_TOKENS, str(answer.num_degraded)),))
 
 
 def generate_response(request_id: str, delta: ChoiceDelta) -> pb.GenerateResponse:

@@ -66,6 +66,7 @@ def _update_from_output(output: pb.SequenceOutput) -> SequenceUpdate:
         error=output.error,
         preempted=output.preempted,
         num_cached_tokens=output.num_cached_tokens,
+        num_degraded=output.num_degraded_tokens,
         logprobs=tuple(map(logprobs_from_proto, output.logprobs)),
         prompt_logprobs=tuple(map(logprobs_from_proto, output.prompt_logprobs)),
     )

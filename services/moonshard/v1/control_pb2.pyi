@@ -621,6 +621,7 @@ class SequenceOutput(_message.Message):
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    NUM_DEGRADED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     finish_reason: _inference_pb2.FinishReason.ValueType
     """set: the sequence is over and its blocks are free"""
@@ -633,6 +634,8 @@ class SequenceOutput(_message.Message):
     """
     num_cached_tokens: _builtins.int
     """with the first output: prompt tokens that came from the prefix cache"""
+    num_degraded_tokens: _builtins.int
+    """that ran without all of their experts since the last output"""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -655,10 +658,11 @@ class SequenceOutput(_message.Message):
         num_cached_tokens: _builtins.int = ...,
         logprobs: _abc.Iterable[_inference_pb2.TokenLogprobs] | None = ...,
         prompt_logprobs: _abc.Iterable[_inference_pb2.TokenLogprobs] | None = ...,
+        num_degraded_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "error", b"error", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "num_cached_tokens", b"num_cached_tokens", "preempted", b"preempted", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "error", b"error", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "num_cached_tokens", b"num_cached_tokens", "num_degraded_tokens", b"num_degraded_tokens", "preempted", b"preempted", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015

@@ -20,6 +20,7 @@ from moonshard.router.gateway.prompts import Prompt
 from moonshard.router.gateway.responses import Responses
 from moonshard.router.gateway.sampling import sampling_of
 from moonshard.router.gateway.served import GatewayModel
+from moonshard.router.responses import flag_degraded
 from moonshard.router.served_model import ServedModel
 from moonshard.sampling import SamplingParams
 
@@ -78,6 +79,7 @@ class VllmEngineService(VllmEngineServicer):  # type: ignore[misc]  # its stubs 
                 for response in responses.of(delta):
                     yield response
         finally:
+            flag_degraded(context, answer)
             answer.abandon()
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:

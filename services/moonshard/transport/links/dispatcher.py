@@ -17,6 +17,7 @@ from moonshard.kernels import links as kernel_links
 from moonshard.kernels.links import NOT_TAKEN, State, Status
 from moonshard.transport.contract import TransportStats, WireSpec
 from moonshard.transport.links.courier import Courier
+from moonshard.transport.links.degraded import Degraded
 from moonshard.transport.links.dialer import Target
 from moonshard.transport.links.handle import LinkHandle, ShardLink
 from moonshard.transport.links.patience import Patience, WaitWindow
@@ -37,7 +38,7 @@ class LinkDispatcher:
 
     With a patience that recovers, rows of a lost or slow shard are sent again: to a replica, or to the shard once it is
     back. A shard's sums are taken once, whoever computed them, so that the result has the same bits.
-    recovery: what became of it, in numbers, and whom to tell.
+    recovery: what became of it, in numbers, and whom to tell. degraded: what goes on without a lost shard instead.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class LinkDispatcher:
         self._woken = threading.Event()
         self._links = ShardLinks(spec, source, self._patience, timeout_s, self._woken.set)
         self._table, self.recovery = self._links.table, self._links.recovery
+        self.degraded = Degraded(self._patience.degrade_s, spec.num_shards)
         self.stats: TransportStats = LinkStats(self._table.records)
         self._courier: Courier | None = None
         self._courier_version = -1
@@ -87,6 +89,7 @@ class LinkDispatcher:
 
     def begin_step(self, num_rows: int) -> None:
         self._step += 1
+        self.degraded.rows.clear()
         if self._links.news.waiting or (self._table.has_spares and self._step % _LOOK_AROUND_STEPS == 0):
             self._look_around()
         self._adopt()
@@ -300,9 +303,12 @@ class LinkDispatcher:
         if not link.error:
             self.recovery.num_redispatches += 1
             return self._send_again(handle, link)
+        if now >= (without_s := self.degraded.begins_s(link, self.lost_shards)):
+            self.degraded.leave_out(handle, shard, self.spec)
+            return now
         if now - started >= self._patience.failover_s:
             raise type(link.error)(f"{handle.where([shard])}: {link.error}")
-        return started + self._patience.failover_s
+        return min(without_s, started + self._patience.failover_s)
 
     def _hedge(self, handle: LinkHandle, slow: Sequence[ShardLink], spare: ShardLink) -> float:
         """Rows go to another copy as well; the first answer counts, and the quicker link stays in use."""

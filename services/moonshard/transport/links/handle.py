@@ -20,7 +20,8 @@ class LinkHandle:
     """Owns the rows until combine is done, so that they can be sent again. table: by which they were.
 
     By shard: carriers, the links that took its rows; asked_s, when the last of them did; doubted, the instance whose
-    sums were not finite, so that they were asked for anew. disturbed: a shard was lost or slow.
+    sums were not finite, so that they were asked for anew. disturbed: a shard was lost or slow. left_out: lost shards
+    that the sums go without.
     """
 
     step: int
@@ -35,6 +36,7 @@ class LinkHandle:
     carriers: dict[int, list["ShardLink"]] = field(default_factory=dict)
     asked_s: dict[int, float] = field(default_factory=dict)
     doubted: dict[int, str] = field(default_factory=dict)
+    left_out: list[int] = field(default_factory=list)
     disturbed: bool = False
     abandoned: bool = False
 
@@ -54,7 +56,7 @@ class LinkHandle:
 class ShardLink:
     """One copy of a shard as the dispatcher sees it.
 
-    pending: handles whose replies are due, oldest first per (step, layer).
+    pending: handles whose replies are due, oldest first per (step, layer). error: why it is lost, lost_s since when.
     """
 
     def __init__(self, shard: int, stream: Stream, replica: int = 0) -> None:
@@ -66,6 +68,7 @@ class ShardLink:
         self.max_rows = 0
         self.pending: dict[tuple[int, int], deque[LinkHandle]] = {}
         self.error: TransportError | None = None
+        self.lost_s = 0.0
 
     def expect_reply(self, handle: LinkHandle) -> None:
         self.pending.setdefault((handle.step, handle.layer), deque()).append(handle)

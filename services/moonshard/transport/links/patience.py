@@ -17,12 +17,13 @@ class Patience:
     """Seconds. reply_s: for the answer of a link that is up; then the link is suspected.
 
     failover_s: for a shard none of whose links is up, counted from the beginning of the combine; 0 fails at once.
-    hedge_s: at least, before rows also go to a replica.
+    hedge_s: at least, before rows also go to a replica. degrade_s: then rows go on without a lost shard; 0 is never.
     """
 
     reply_s: float = 30.0
     failover_s: float = 0.0
     hedge_s: float = 0.25
+    degrade_s: float = 0.0
 
     @property
     def recovers(self) -> bool:

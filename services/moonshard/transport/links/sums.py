@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from moonshard.transport.contract import WireSpec, sum_by_expert, sum_in_shard_order
+from moonshard.transport.links.degraded import renormalise
 from moonshard.transport.links.handle import LinkHandle
 
 
@@ -19,4 +20,4 @@ def add_up(handle: LinkHandle, spec: WireSpec) -> Tensor:
             for shard, it in handle.routes.items()
         ]
         y_TD = sum_in_shard_order(parts, num_rows, spec.hidden_size)
-    return y_TD.to(handle.x_TD.device)
+    return renormalise(handle, y_TD).to(handle.x_TD.device)

@@ -1,6 +1,7 @@
 """The open links of a dispatcher: for each shard the one in use, and spares to its other copies."""
 
 import select
+import time
 from collections.abc import Iterator
 
 from moonshard.errors import TransportError
@@ -54,7 +55,7 @@ class LinkTable:
         """Close one link; a spare of its shard takes its place. Nothing happens to one that is lost already."""
         if link.error:
             return
-        link.error = error
+        link.error, link.lost_s = error, time.monotonic()
         self.poll.unregister(link.stream)
         del self._by_fd[link.stream.fileno()]
         link.stream.close()
