@@ -56,7 +56,8 @@ class RouterConfig(_Section):
 class AttentionConfig(_Section):
     """Limits of one attention worker. KV capacity is num_blocks x block_size tokens. num_threads 0 is auto.
 
-    prefix_cache: KV blocks of a prompt's beginning are shared with later prompts that begin alike.
+    prefix_cache: KV blocks of a prompt's beginning are shared with later prompts that begin alike. recheck_every: so
+    many layers are dispatched for each row that a second copy of a shard computes too, to compare; 0 is never.
     """
 
     num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -66,6 +67,7 @@ class AttentionConfig(_Section):
     block_size: Annotated[int, Field(ge=1, le=1024)] = 16
     num_blocks: PositiveInt = 4096
     prefix_cache: bool = True
+    recheck_every: Annotated[int, Field(ge=0)] = 4096
 
 
 class ExpertConfig(_Section):

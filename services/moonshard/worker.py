@@ -93,7 +93,7 @@ class Inbox:
     """Messages from the router, except Shutdown, which ends the worker. `wakes` are called after each.
 
     on_members: takes Members messages at once, in the link's thread, instead of the loop that may wait for a shard.
-    placements: takes what tells of experts' places, likewise.
+    placements: takes what tells of experts' places, likewise. on_verify: does what a Verify asks for.
     """
 
     def __init__(self, lifetime: Lifetime, placements: PlacementNews) -> None:
@@ -101,6 +101,7 @@ class Inbox:
         self.messages: queue.SimpleQueue[pb.RouterMessage] = queue.SimpleQueue()
         self.wakes: list[Callable[[], None]] = []
         self.on_members: Callable[[pb.Members], None] | None = None
+        self.on_verify: Callable[[], None] = lambda: None
         self._lifetime = lifetime
         self.epoch = 0  # the last the router told of
         self._link: LastingLink | None = None
@@ -123,6 +124,8 @@ class Inbox:
                     self._lifetime.stop(f"the router says: {message.shutdown.reason}")
                 elif self.on_members and message.WhichOneof("body") == "members":
                     self.on_members(message.members)
+                elif message.WhichOneof("body") == "verify":
+                    self.on_verify()
                 elif message.WhichOneof("body") == "placement":
                     self.placements.tell(message.placement)
                 elif message.WhichOneof("body") == "hold":

@@ -143,9 +143,14 @@ FAILURES = Row(
             "short",
         ),
         Panel(
-            "Damaged weights",
-            "Experts whose weights in memory were not what was loaded. Any at all means a failing machine.",
-            [Query(value("moonshard_damaged_weights_total"), "experts")],
+            "Sentinels",
+            "Experts whose weights in memory were not what was loaded, and rows that two copies of a shard answered "
+            "differently, of so many rechecked. Any at all means a failing machine.",
+            [
+                Query(value("moonshard_damaged_weights_total"), "damaged experts"),
+                Query(value("moonshard_recheck_disagreements_total"), "disagreements, attention-{{dp_rank}}"),
+                Query(value("moonshard_rechecks_total"), "rechecks, attention-{{dp_rank}}"),
+            ],
             "short",
         ),
     ],

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from moonshard.attention.failover_metrics import register_failover_metrics
 from moonshard.errors import PeerLost, TransportError
-from moonshard.transport.links import LinkDispatcher, Patience, Suspicion, Target
+from moonshard.topology import Topology
+from moonshard.transport.links import Disagreement, LinkDispatcher, Patience, Suspicion, Target
 from moonshard.transport.routing_table import RoutingTable
 from moonshard.v1 import control_pb2 as pb
 from moonshard.worker import Worker
@@ -68,8 +69,10 @@ def follow_members(worker: Worker, dispatcher: LinkDispatcher, members: pb.Membe
     tell(_newer(worker, members))
     worker.lifetime.on_stop.append(lambda: dispatcher.give_up(f"the worker stops: {worker.lifetime.reason}"))
     worker.health.readiness = lambda: missing_shards(dispatcher) if worker.link.is_connected else "lost the router"
-    register_failover_metrics(worker.registry, worker.model_name, worker.rank, dispatcher.recovery)
+    register_failover_metrics(worker.registry, worker.model_name, worker.rank, dispatcher.recovery, dispatcher.recheck)
     dispatcher.recovery.tell = lambda suspicion: worker.link.send(suspicion_message(suspicion))
+    dispatcher.recheck.alarm = lambda found: worker.link.send(disagreement_message(found, worker.topology))
+    dispatcher.recheck.every = worker.config.attention.recheck_every
 
 
 def missing_shards(dispatcher: LinkDispatcher) -> str:
@@ -79,3 +82,9 @@ def missing_shards(dispatcher: LinkDispatcher) -> str:
 
 def suspicion_message(suspicion: Suspicion) -> pb.WorkerMessage:
     return pb.WorkerMessage(suspicion=pb.Suspicion(**suspicion._asdict()))
+
+
+def disagreement_message(found: Disagreement, topology: Topology) -> pb.WorkerMessage:
+    ranks = [found.shard + topology.num_shards * replica for replica in found.replicas]
+    kind = pb.Alarm.KIND_DISAGREEMENT
+    return pb.WorkerMessage(alarm=pb.Alarm(kind=kind, ranks=ranks, layer=found.layer, experts=found.experts))

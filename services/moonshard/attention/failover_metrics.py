@@ -6,13 +6,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily as Counter
 
 from moonshard.metrics import Buckets, Family, HistogramFamily, ScrapeCollector
-from moonshard.transport.links import Recovery
+from moonshard.transport.links import Recheck, Recovery
 
 PAUSE_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 LABELS = ["model_name", "dp_rank"]
 
 
-def register_failover_metrics(registry: CollectorRegistry, model_name: str, rank: int, recovery: Recovery) -> None:
+def register_failover_metrics(
+    registry: CollectorRegistry, model_name: str, rank: int, recovery: Recovery, recheck: Recheck
+) -> None:
     """Families of one attention worker; its pauses are counted from here on."""
     own, pauses = [model_name, str(rank)], Buckets(PAUSE_BUCKETS)
     recovery.paused = pauses.observe
@@ -40,6 +42,16 @@ def register_failover_metrics(registry: CollectorRegistry, model_name: str, rank
             "moonshard_failover_suspicions",
             "Times that a shard was slow or wrong",
             lambda: recovery.num_suspicions,
+        ),
+        counter(
+            "moonshard_rechecks",
+            "Rows that a second copy of a shard computed as well",
+            lambda: recheck.num_done,
+        ),
+        counter(
+            "moonshard_recheck_disagreements",
+            "Those of them whose two answers differed",
+            lambda: recheck.num_disagreements,
         ),
         HistogramFamily(
             "moonshard_failover_pause_seconds",

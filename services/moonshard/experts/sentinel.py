@@ -45,14 +45,22 @@ class Sentinel:
         self._weights, self._look = weights, look
         self._round_s, self._alarm = round_s, alarm
         self._sums: dict[tuple[int, int], int] = {}
-        self._over = threading.Event()
+        self._num_hurried = 0
+        self._over = False
+        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weight-sentinel", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
+    def hurry(self) -> None:
+        """Look at every expert now, without pauses. From any thread."""
+        self._num_hurried = sum(1 for _ in self._weights())
+        self._woken.set()
+
     def close(self) -> None:
-        self._over.set()
+        self._over = True
+        self._woken.set()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -67,22 +75,30 @@ class Sentinel:
 
     def _run(self) -> None:
         owed_s = 0.0
-        while not self._over.is_set():
+        while not self._over:
             known = list(self._weights())
             for found in known:
-                if self._over.is_set():
+                if self._over:
                     return
                 is_first = (found.layer, found.expert) not in self._sums
                 if not self.check(found):
                     logger.error("layer %d, expert %d: weights are not what was loaded", found.layer, found.expert)
                     self._alarm(found.layer, found.expert)
                     return
-                owed_s += 0.0 if is_first else self._round_s / len(known)
-                if owed_s >= PAUSE_S_MIN:
-                    self._over.wait(owed_s)
-                    owed_s = 0.0
+                if self._num_hurried:
+                    self._num_hurried -= 1
+                elif not is_first:
+                    owed_s = self._pause(owed_s + self._round_s / len(known))
             if not known:
-                self._over.wait(self._round_s)
+                self._pause(self._round_s)
+
+    def _pause(self, owed_s: float) -> float:
+        """Wait for what is owed, unless it is too little or somebody is in a hurry; what is owed then."""
+        if owed_s < PAUSE_S_MIN:
+            return owed_s
+        self._woken.wait(owed_s)
+        self._woken.clear()
+        return 0.0
 
 
 def checksum_of(memory: Sequence[Tensor]) -> int:

@@ -153,13 +153,16 @@ def _watch_weights(worker: Worker, shard: Shard) -> Sentinel | None:
 
     def alarm(layer: int, expert: int) -> None:
         kind = pb.Alarm.KIND_WEIGHTS
-        worker.link.send(pb.WorkerMessage(alarm=pb.Alarm(kind=kind, rank=worker.rank, layer=layer, experts=[expert])))
+        worker.link.send(
+            pb.WorkerMessage(alarm=pb.Alarm(kind=kind, ranks=[worker.rank], layer=layer, experts=[expert]))
+        )
         reason = f"layer {layer}, expert {expert}: weights are not what was loaded"
         worker.link.send(pb.WorkerMessage(leave=pb.Leave(reason=reason)))
         worker.lifetime.stop(reason, failed=True)
 
     sentinel = Sentinel(shard.weights, shard.look, round_s, alarm)
     sentinel.start()
+    worker.inbox.on_verify = sentinel.hurry
     return sentinel
 
 

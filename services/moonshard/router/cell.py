@@ -260,10 +260,15 @@ class Cell:
         self._commit(replace(self.membership, placement=placement), ())
 
     def _take_alarm(self, worker_id: WorkerId, alarm: pb.Alarm) -> None:
-        shard = self.membership.topology.shard_of(alarm.rank)
-        experts = ", ".join(map(str, alarm.experts))
-        logger.error("%s, shard %d, layer %d, expert %s: damaged weights", worker_id, shard, alarm.layer, experts)
-        self.losses.num_damaged += len(alarm.experts)
+        """Of two copies that disagree both have to verify their weights: who finds damage ends."""
+        is_damage = alarm.kind == pb.Alarm.KIND_WEIGHTS
+        shards = sorted({self.membership.topology.shard_of(rank) for rank in alarm.ranks})
+        where = f"shard {', '.join(map(str, shards))}, layer {alarm.layer}, expert {', '.join(map(str, alarm.experts))}"
+        what = "damaged weights" if is_damage else f"expert workers {', '.join(map(str, alarm.ranks))} disagree"
+        logger.error("%s, %s: %s", worker_id, where, what)
+        self.losses.num_damaged += is_damage
+        for rank in () if is_damage else alarm.ranks:
+            self._connections.send(WorkerId(Role.EXPERT, rank), pb.RouterMessage(verify=pb.Verify()))
 
     def _commit(self, membership: Membership, outgoing: Iterable[Outgoing]) -> None:
         self.membership = membership

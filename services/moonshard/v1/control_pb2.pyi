@@ -163,7 +163,9 @@ Global___Suspicion: _TypeAlias = Suspicion  # noqa: Y015
 
 @_typing.final
 class Alarm(_message.Message):
-    """A sentinel found numbers that cannot be trusted. The worker that holds them ends; its launcher starts a sound one."""
+    """A sentinel found numbers that cannot be trusted: a shard in its weights, and then it ends and its launcher starts a
+    sound one, or an attention worker in the answers of two copies of a shard, whose weights the router then has verified.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -176,20 +178,26 @@ class Alarm(_message.Message):
         KIND_UNSPECIFIED: Alarm._Kind.ValueType  # 0
         KIND_WEIGHTS: Alarm._Kind.ValueType  # 1
         """resident weights are not what was loaded"""
+        KIND_DISAGREEMENT: Alarm._Kind.ValueType  # 2
+        """two copies answered the same row differently"""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Alarm.Kind.ValueType  # 0
     KIND_WEIGHTS: Alarm.Kind.ValueType  # 1
     """resident weights are not what was loaded"""
+    KIND_DISAGREEMENT: Alarm.Kind.ValueType  # 2
+    """two copies answered the same row differently"""
 
     KIND_FIELD_NUMBER: _builtins.int
-    RANK_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     LAYER_FIELD_NUMBER: _builtins.int
     EXPERTS_FIELD_NUMBER: _builtins.int
     kind: Global___Alarm.Kind.ValueType
-    rank: _builtins.int
-    """of the expert worker"""
     layer: _builtins.int
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the expert worker, or of both copies"""
+
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """logical"""
@@ -198,13 +206,13 @@ class Alarm(_message.Message):
         self,
         *,
         kind: Global___Alarm.Kind.ValueType = ...,
-        rank: _builtins.int = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
         layer: _builtins.int = ...,
         experts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "kind", b"kind", "layer", b"layer", "rank", b"rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "kind", b"kind", "layer", b"layer", "ranks", b"ranks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,6 +690,7 @@ class RouterMessage(_message.Message):
     ABORT_FIELD_NUMBER: _builtins.int
     SHUTDOWN_FIELD_NUMBER: _builtins.int
     FLUSH_CACHE_FIELD_NUMBER: _builtins.int
+    VERIFY_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -697,6 +706,8 @@ class RouterMessage(_message.Message):
     @_builtins.property
     def flush_cache(self) -> Global___FlushCache: ...
     @_builtins.property
+    def verify(self) -> Global___Verify: ...
+    @_builtins.property
     def placement(self) -> Global___Placement: ...
     @_builtins.property
     def hold(self) -> Global___Hold: ...
@@ -709,14 +720,15 @@ class RouterMessage(_message.Message):
         abort: Global___Abort | None = ...,
         shutdown: Global___Shutdown | None = ...,
         flush_cache: Global___FlushCache | None = ...,
+        verify: Global___Verify | None = ...,
         placement: Global___Placement | None = ...,
         hold: Global___Hold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "body", b"body", "flush_cache", b"flush_cache", "hold", b"hold", "members", b"members", "placement", b"placement", "shutdown", b"shutdown", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "body", b"body", "flush_cache", b"flush_cache", "hold", b"hold", "members", b"members", "placement", b"placement", "shutdown", b"shutdown", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "body", b"body", "flush_cache", b"flush_cache", "hold", b"hold", "members", b"members", "placement", b"placement", "shutdown", b"shutdown", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "body", b"body", "flush_cache", b"flush_cache", "hold", b"hold", "members", b"members", "placement", b"placement", "shutdown", b"shutdown", "verify", b"verify", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "members", "admit", "abort", "shutdown", "flush_cache", "placement", "hold"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "members", "admit", "abort", "shutdown", "flush_cache", "verify", "placement", "hold"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -988,6 +1000,23 @@ class Grammar(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after_token_id) -> _WhichOneofReturnType__after_token_id | None: ...
 
 Global___Grammar: _TypeAlias = Grammar  # noqa: Y015
+
+@_typing.final
+class Verify(_message.Message):
+    """To an expert worker: compare all resident weights with what was loaded now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verify: _TypeAlias = Verify  # noqa: Y015
 
 @_typing.final
 class FlushCache(_message.Message):

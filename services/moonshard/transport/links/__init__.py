@@ -6,14 +6,17 @@ from moonshard.transport.links.dispatcher import LinkDispatcher
 from moonshard.transport.links.endpoint import LinkEndpoint
 from moonshard.transport.links.handle import LinkHandle
 from moonshard.transport.links.patience import Patience
+from moonshard.transport.links.recheck import Disagreement, Recheck
 from moonshard.transport.links.recovery import Recovery, Suspicion
 
 __all__ = [
+    "Disagreement",
     "ExpertTable",
     "LinkDispatcher",
     "LinkEndpoint",
     "LinkHandle",
     "Patience",
+    "Recheck",
     "Recovery",
     "Suspicion",
     "Target",

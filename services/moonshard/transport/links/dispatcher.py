@@ -21,6 +21,7 @@ from moonshard.transport.links.degraded import Degraded
 from moonshard.transport.links.dialer import Target
 from moonshard.transport.links.handle import LinkHandle, ShardLink
 from moonshard.transport.links.patience import Patience, WaitWindow
+from moonshard.transport.links.recheck import Recheck
 from moonshard.transport.links.sender import route
 from moonshard.transport.links.shard_links import ShardLinks
 from moonshard.transport.links.stats import LinkStats
@@ -39,6 +40,7 @@ class LinkDispatcher:
     With a patience that recovers, rows of a lost or slow shard are sent again: to a replica, or to the shard once it is
     back. A shard's sums are taken once, whoever computed them, so that the result has the same bits.
     recovery: what became of it, in numbers, and whom to tell. degraded: what goes on without a lost shard instead.
+    recheck: rows that another copy computes as well.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LinkDispatcher:
         self._woken = threading.Event()
         self._links = ShardLinks(spec, source, self._patience, timeout_s, self._woken.set)
         self._table, self.recovery = self._links.table, self._links.recovery
+        self.recheck = Recheck(spec)
         self.degraded = Degraded(self._patience.degrade_s, spec.num_shards)
         self.stats: TransportStats = LinkStats(self._table.records)
         self._courier: Courier | None = None
@@ -96,7 +99,9 @@ class LinkDispatcher:
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> LinkHandle:
         handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK, self._experts)
-        if not (self._is_calm() and self._courier and self._carry(self._courier, handle)):
+        handle.is_sample = self.recheck.is_due(self.stats.num_dispatches, self._table)
+        is_calm = self._is_calm() and not handle.is_sample  # the native calls do not tell the shards' sums apart
+        if not (is_calm and self._courier and self._carry(self._courier, handle)):
             self._take_over()
             self._links.calm = False
             self._dispatch(handle)
@@ -166,6 +171,7 @@ class LinkDispatcher:
         """What has come of itself. Replies that a native call waits for are not to be read here."""
         if self._carried is None:
             self._links.pump(0.0)
+            self.recheck.settle()
 
     def _is_calm(self) -> bool:
         """Whether nothing is on its way and no link is lost: the native calls' case."""
@@ -273,6 +279,8 @@ class LinkDispatcher:
         finally:
             self._links.wait_started = None
         self.recovery.combined(handle, time.monotonic() - started)
+        if handle.is_sample:
+            self.recheck.ask(handle, self.stats.num_dispatches, self._table, self._send_again)
         return add_up(handle, self.spec)
 
     def _see_to(self, handle: LinkHandle, shard: int, started: float) -> float:

@@ -21,7 +21,7 @@ class LinkHandle:
 
     By shard: carriers, the links that took its rows; asked_s, when the last of them did; doubted, the instance whose
     sums were not finite, so that they were asked for anew. disturbed: a shard was lost or slow. left_out: lost shards
-    that the sums go without.
+    that the sums go without. is_sample: one of its rows will be computed again elsewhere.
     """
 
     step: int
@@ -38,6 +38,7 @@ class LinkHandle:
     doubted: dict[int, str] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
     disturbed: bool = False
+    is_sample: bool = False
     abandoned: bool = False
 
     @property
