@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from moonshard.v1 import control_pb2 as pb
 from moonshard_cluster.chaos.run import await_ready
+from moonshard_cluster.chaos.streams import run_once, run_until
+from moonshard_cluster.chaos.verdict import Report, judge
 from moonshard_cluster.client import Client
 from moonshard_cluster.local.plan import plan_cell
 from tests.integration.networks import Network, network
@@ -66,6 +69,23 @@ def network_cell(checkpoint: Path, folder: Path, num_shards: int, num_replicas: 
         with Client(f"127.0.0.1:{port}") as client:
             await_ready(client, START_S)
             yield NetworkCell(client, laid)
+
+
+def suffer(cell: NetworkCell, fault: Callable[[int], None], load: tuple[int, int, float], fault_s: float) -> Report:
+    """The verdict on a load (streams, tokens, limit in seconds) while the shard's port has the fault for fault_s."""
+    undisturbed = run_once(cell.client, *load)
+    over = threading.Event()
+    results = run_until(over, cell.client, *load)
+    num_dropped = 0
+    try:
+        fault(cell.port())
+        time.sleep(fault_s)  # how long it lasts, not a wait for something
+    finally:
+        num_dropped = cell.network.heal()
+        over.set()
+        report = judge(undisturbed, results(), [f"{num_dropped} packets dropped"], None)
+    assert num_dropped > 0, "nobody noticed the fault"
+    return report
 
 
 def _router_port(run_file: Path) -> int:

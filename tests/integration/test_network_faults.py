@@ -1,15 +1,11 @@
 """A shard's network is cut both ways, or loses packets: streams wait or go round it, and none fails or changes."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from moonshard_cluster.chaos.streams import run_once, run_until
-from moonshard_cluster.chaos.verdict import Report, judge
-from tests.integration.network_cells import NetworkCell, network_cell
+from tests.integration.network_cells import NetworkCell, network_cell, suffer
 from tests.integration.networks import why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -30,28 +26,11 @@ def cell(
         yield started
 
 
-def _suffers(cell: NetworkCell, fault: Callable[[int], None]) -> Report:
-    """The verdict on a load while the link's port has the fault for FAULT_S."""
-    undisturbed = run_once(cell.client, *LOAD)
-    over = threading.Event()
-    results = run_until(over, cell.client, *LOAD)
-    try:
-        fault(cell.port())
-        time.sleep(FAULT_S)  # how long it lasts, not a wait for something
-        num_dropped = cell.network.heal()
-    finally:
-        cell.network.heal()
-        over.set()
-        report = judge(undisturbed, results(), ["network"], None)
-    assert num_dropped > 0, "nobody noticed the fault"
-    return report
-
-
 def test_a_link_cut_both_ways(cell: NetworkCell) -> None:
-    report = _suffers(cell, cell.network.cut)
+    report = suffer(cell, cell.network.cut, LOAD, FAULT_S)
     assert report.passed, report
 
 
 def test_packet_loss(cell: NetworkCell) -> None:
-    report = _suffers(cell, lambda port: cell.network.lose(port, LOSS))
+    report = suffer(cell, lambda port: cell.network.lose(port, LOSS), LOAD, FAULT_S)
     assert report.passed, report
