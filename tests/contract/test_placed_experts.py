@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from moonshard.errors import ProtocolMismatch
 from moonshard.placement import Layer
 from moonshard.transport.contract import WireSpec
-from moonshard.transport.links import LinkDispatcher, LinkEndpoint
+from moonshard.transport.links import LinkDispatcher, LinkEndpoint, Patience
 from moonshard.transport.local import LocalDispatcher
 from moonshard.transport.routing_table import RoutingTable
 from tests.contract.conftest import use_engine
@@ -125,6 +126,67 @@ def test_a_table_is_adopted_between_steps_only(tmp_path: Path) -> None:
         dispatcher.combine(dispatcher.dispatch(2, *rows))
         dispatcher.begin_step(5)
         assert adopted == [1, 2]
+
+
+def twice(spec: WireSpec) -> list[Layer]:
+    """Every expert at its own shard and at the next."""
+    shards_of = [(e // 12, (e // 12 + 1) % spec.num_shards) for e in range(spec.num_experts)]
+    layer = tuple(tuple(e for e, at in enumerate(shards_of) if shard in at) for shard in range(spec.num_shards))
+    return [layer] * len(spec.moe_layers)
+
+
+@pytest.mark.parametrize("engine", ["native", "python"])
+def test_a_lost_shards_rows_go_to_the_other_copies(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a combine, and from the next dispatch on; nobody waits for it."""
+    use_engine(engine, monkeypatch)
+    spec = make_spec(sums="expert", row_dtype=torch.bfloat16)
+    rows, patience = make_rows(spec, 23), Patience(reply_s=TIMEOUT_S, failover_s=2 * TIMEOUT_S)
+    stop = threading.Event()
+    with ExitStack() as stack:
+        endpoints = [LinkEndpoint(spec, shard, f"unix:{tmp_path}/{shard}.sock") for shard in range(spec.num_shards)]
+        addresses, table = [it.address for it in endpoints], RoutingTable(spec, twice(spec), 1)
+        started = threading.Barrier(2)
+
+        def connect() -> LinkDispatcher:
+            started.wait(TIMEOUT_S)
+            return LinkDispatcher(spec, 0, addresses, TIMEOUT_S, patience, table)
+
+        def serve(endpoint: LinkEndpoint, ends: threading.Event) -> None:
+            with closing(endpoint):
+                while not (stop.is_set() or ends.is_set()):
+                    if batch := endpoint.receive(0.02):
+                        asked = batch.x_RD, batch.topk_ids_RK, batch.topk_weights_RK
+                        if endpoint.shard == 1 and ends is dies and batch.layer == 2:
+                            return  # with the rows
+                        endpoint.reply(batch, outputs(endpoint.shard, batch.layer, *asked))
+
+        dies = threading.Event()
+        servers = [Worker(lambda it=it: serve(it, dies if it.shard == 1 else stop)) for it in endpoints]
+        connecting = Worker(connect)
+        started.wait(TIMEOUT_S)
+        dispatcher = stack.enter_context(closing(connecting.result()))
+        began = time.monotonic()
+        for _ in range(2):
+            dispatcher.begin_step(23)
+            for layer in spec.moe_layers:
+                found = dispatcher.combine(dispatcher.dispatch(layer, *rows))
+                assert same_bits(found, twin(spec, layer, rows))
+        assert dispatcher.lost_shards == [1]
+        assert time.monotonic() - began < TIMEOUT_S
+        stop.set()
+        for server in servers:
+            server.result()
+
+
+def test_a_table_without_some_shards() -> None:
+    spec = make_spec(num_experts=4, num_shards=2, top_k=2, moe_layers=(1,), sums="expert")
+    table = RoutingTable(spec, [((0, 1, 2), (1, 3))])
+    assert table.without([0]).copies_LE.tolist() == [[1, 1, 1, 1]]
+    assert table.without([0]).shards_LEC[0, :, 0].tolist() == [0, 1, 0, 1]
+    assert table.without([1]).shards_LEC[0, :, 0].tolist() == [0, 0, 0, 1]
+    assert table.copies_LE.tolist() == [[1, 2, 1, 1]]
 
 
 def test_a_shard_and_a_worker_must_agree_on_sums(tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ class RoutingTable:
         # Shards that hold an expert come first, in order; the rest of a line is not read.
         self.shards_LEC[place] = np.argsort(~held_SE, axis=0, kind="stable").T
 
+    def without(self, shards: Sequence[int]) -> "RoutingTable":
+        """A table by which these shards are asked only for what no other shard has."""
+        table = copy(self)
+        num_shards = self.shards_LEC.shape[2]
+        held_LEC = np.arange(num_shards) < self.copies_LE[:, :, None]
+        kept_LEC = held_LEC & ~np.isin(self.shards_LEC, list(shards))
+        kept_LEC = np.where(kept_LEC.any(axis=2, keepdims=True), kept_LEC, held_LEC)
+        order_LEC = np.argsort(~kept_LEC, axis=2, kind="stable")
+        table.copies_LE = kept_LEC.sum(axis=2, dtype=np.int32)
+        table.shards_LEC = np.ascontiguousarray(np.take_along_axis(self.shards_LEC, order_LEC, axis=2))
+        return table
+
     def choose(self, layer: int, step: int, ids_TK: Ids) -> Ids:
         """The shard that computes each (row, expert); -1 where the id is. Copies take turns by step, row and expert,
         as in native/link_courier.cpp."""

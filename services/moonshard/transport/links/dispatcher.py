@@ -19,6 +19,7 @@ from moonshard.transport.contract import TransportStats, WireSpec
 from moonshard.transport.links.courier import Courier
 from moonshard.transport.links.degraded import Degraded
 from moonshard.transport.links.dialer import Target
+from moonshard.transport.links.elsewhere import Elsewhere
 from moonshard.transport.links.handle import LinkHandle, ShardLink
 from moonshard.transport.links.patience import Patience, WaitWindow
 from moonshard.transport.links.recheck import Recheck
@@ -76,6 +77,7 @@ class LinkDispatcher:
         self._courier_version = -1
         self._carried: LinkHandle | None = None
         self._tables = TableNews()
+        self._elsewhere = Elsewhere(spec, self._dispatch, self._await_all)
         try:
             self._links.connect(
                 [it if isinstance(it, Target) else Target(shard, 0, it) for shard, it in enumerate(addresses)]
@@ -98,7 +100,8 @@ class LinkDispatcher:
         self._adopt()
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> LinkHandle:
-        handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK, self._experts)
+        table = self._experts if self._links.calm else self._elsewhere.table(self._experts, self.lost_shards)
+        handle = LinkHandle(self._step, layer, x_TD, topk_ids_TK, topk_weights_TK, table)
         handle.is_sample = self.recheck.is_due(self.stats.num_dispatches, self._table)
         is_calm = self._is_calm() and not handle.is_sample  # the native calls do not tell the shards' sums apart
         if not (is_calm and self._courier and self._carry(self._courier, handle)):
@@ -270,9 +273,7 @@ class LinkDispatcher:
     def _combine(self, handle: LinkHandle, started: float) -> Tensor:
         self._links.wait_started = started
         try:
-            while missing := handle.missing:
-                looks = [self._see_to(handle, shard, started) for shard in missing]
-                self._links.pump(min(looks))
+            self._await_all(handle, started)
         except TransportError:
             handle.abandoned = True
             raise
@@ -282,6 +283,11 @@ class LinkDispatcher:
         if handle.is_sample:
             self.recheck.ask(handle, self.stats.num_dispatches, self._table, self._send_again)
         return add_up(handle, self.spec)
+
+    def _await_all(self, handle: LinkHandle, started: float) -> None:
+        while missing := handle.missing:
+            looks = [self._see_to(handle, shard, started) for shard in missing]
+            self._links.pump(min(looks))
 
     def _see_to(self, handle: LinkHandle, shard: int, started: float) -> float:
         """Do what a shard that has not answered needs now; when to look again."""
@@ -311,6 +317,9 @@ class LinkDispatcher:
         if not link.error:
             self.recovery.num_redispatches += 1
             return self._send_again(handle, link)
+        if self._elsewhere.answer(handle, shard, self.lost_shards, started):
+            self.recovery.num_redispatches += 1
+            return time.monotonic()
         if now >= (without_s := self.degraded.begins_s(link, self.lost_shards)):
             self.degraded.leave_out(handle, shard, self.spec)
             return now
