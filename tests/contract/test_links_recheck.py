@@ -1,16 +1,19 @@
 """Sampled recomputation over direct links: two copies of a shard that agree, and two that do not."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from moonshard.transport.contract import WireSpec
 from moonshard.transport.links import Disagreement, LinkDispatcher
 from moonshard.transport.links.recheck import agree
+from moonshard.transport.routing_table import RoutingTable
 from tests.contract.test_links_failover import Shards, idle_until, run_layer
-from tests.contract.transport_cluster import expected, make_rows, make_spec, same_bits
+from tests.contract.transport_cluster import TIMEOUT_S, expected, make_rows, make_spec, same_bits
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -77,6 +80,34 @@ def test_a_second_copy_that_dies_meanwhile_is_no_disagreement(
     pair.tell(dispatcher)
     idle_until(dispatcher, lambda: dispatcher.recheck.is_due(10, dispatcher._table))
     assert _recheck(dispatcher, spec, 3) == []
+
+
+def test_a_copy_whose_experts_have_moved_meanwhile_is_not_suspected(
+    spec: WireSpec, pair: Shards, dispatcher: LinkDispatcher
+) -> None:
+    """It answers NaN, which nobody waits for once another table is adopted."""
+    adopted, answered = threading.Event(), threading.Semaphore(0)
+
+    def late(_: object, y_RD: Tensor) -> Tensor:
+        adopted.wait(TIMEOUT_S)
+        answered.release()
+        return torch.full_like(y_RD, torch.nan)
+
+    for shard in (0, 1):
+        pair.copies[shard, 1].answer = late
+    found: list[Disagreement] = []
+    suspected: list[object] = []
+    dispatcher.recheck.every, dispatcher.recheck.alarm = 1, found.append
+    dispatcher.recovery.tell = suspected.append
+    run_layer(dispatcher, 2, make_rows(spec, 5))
+    dispatcher.recheck.every = 0
+    dispatcher.update_table(RoutingTable(spec), adopted.set)
+    dispatcher.begin_step(1)
+    assert answered.acquire(timeout=TIMEOUT_S)
+    rows = make_rows(spec, 3)
+    assert same_bits(run_layer(dispatcher, 3, rows), expected(spec, 3, rows))
+    idle_until(dispatcher, lambda: not any(link.pending for link in dispatcher._table))
+    assert (found, suspected, dispatcher.recheck.num_done) == ([], [], 0)
 
 
 def test_without_copies_nothing_is_asked_twice(tmp_path: Path, spec: WireSpec) -> None:

@@ -167,6 +167,8 @@ class LinkDispatcher:
         """Between two steps."""
         if told := self._tables.take():
             self._experts, self._courier_version, self._links.calm = told.table, -1, False
+            self.recheck.settle()
+            self.recheck.forget()
             for adopted in told.adopted:
                 adopted()
 

@@ -70,6 +70,12 @@ class Recheck:
         self._probe = _Probe(probe, spare, carriers[0].replica, told_PD)
         send(probe, spare)
 
+    def forget(self) -> None:
+        """Whatever the second copy says will not matter: its experts may move."""
+        if probe := self._probe:
+            probe.handle.sums[probe.link.shard] = probe.told_PD
+            self._probe = None
+
     def settle(self) -> None:
         """Compare, when the second answer is there."""
         probe = self._probe
