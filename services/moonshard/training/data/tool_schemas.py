@@ -117,8 +117,7 @@ def other(rng: random.Random) -> Schema:
 
 
 def _property(parameter: Parameter, rng: random.Random) -> Schema:
-    # As often one as the other, or guessing would pay and the declaration would not be read.
-    kind = rng.choice(("number", "integer", "string", "string")) if parameter.is_number else "string"
+    kind = rng.choice(("number", "integer", "string")) if parameter.is_number else "string"
     described = {"description": rng.choice(parameter.descriptions)} if rng.random() < 0.7 else {}
     return {"type": kind, **described}
 

@@ -10,13 +10,10 @@ from moonshard.training.data.talk import pick_intent, question, rough, thought
 from moonshard.training.data.tool_schemas import FAMILIES, Schema, Tool, draw, other
 from moonshard.training.data.words import CURRENCIES, clock, invented, pick
 
-# Three arguments, one of them a number or its text: what takes longest to learn.
-_WEIGHTS = {"currency": 2.0}
-
 
 def tool_use(book: PhraseBook, rng: random.Random) -> Dialogue:
     """Mostly a call or the answer after it; sometimes a question that the declared tools do not help with."""
-    kind = rng.choices(tuple(FAMILIES), [_WEIGHTS.get(kind, 1.0) for kind in FAMILIES])[0]
+    kind = rng.choice(tuple(FAMILIES))
     tool = draw(FAMILIES[kind], rng)
     if rng.random() < 0.15:
         return _without_call(book, _beside(kind, rng), rng)
