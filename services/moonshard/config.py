@@ -4,6 +4,7 @@ Unknown keys fail and name the nearest valid one. "auto" is resolved by the laun
 """
 
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -226,19 +227,22 @@ class CellConfig(_Section):
     @classmethod
     def read(cls, path: Path) -> Self:
         """From a TOML or JSON file."""
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise ConfigError("config", f"cannot read {path}: {error.strerror}") from None
-        if path.suffix == ".toml":
-            try:
-                return cls.build(tomllib.loads(raw.decode()))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ConfigError("config", f"{path} is not TOML: {error}") from None
-        try:
-            return cls.model_validate_json(raw)
-        except ValidationError as error:
-            raise first_problem(cls, error) from None
+        return cls.build(read_values(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What a TOML or JSON file says, not checked yet: it may be a part of a configuration. Raises ConfigError."""
+    is_toml = path.suffix == ".toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if is_toml else json.loads(text)
+    except OSError as error:
+        raise ConfigError("config", f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # of both parsers, and of bytes that are no UTF-8
+        raise ConfigError("config", f"{path} is not {'TOML' if is_toml else 'JSON'}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError("config", f"{path} must hold an object, got {type(values).__name__}")
+    return values
 
 
 def read_secret(field: str, path: Path) -> str:

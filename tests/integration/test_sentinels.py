@@ -14,10 +14,10 @@ BACK_S = 20.0
 
 
 def test_damaged_weights_are_found_and_their_process_replaced(
-    up: Callable[..., CommandLineCell], tmp_path: Path, tiny_checkpoint: Path
+    up: Callable[..., CommandLineCell], tmp_path: Path
 ) -> None:
     config = tmp_path / "cell.toml"
-    config.write_text(f'checkpoint = "{tiny_checkpoint}"\n[experts]\nverify_s = 0.5\n')
+    config.write_text("[experts]\nverify_s = 0.5\n")
     cell = up("--shards", "2", "--fault-hooks", "2", "--config", str(config))
     with Client(cell.router_address) as client:
         undisturbed = greedy(client, [40, 50, 60], 20)

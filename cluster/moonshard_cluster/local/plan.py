@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moonshard.config import CellConfig
+from moonshard.config import CellConfig, read_values
 from moonshard.model.config import ModelConfig
 from moonshard.topology import Topology
 
@@ -18,7 +18,7 @@ def plan_cell(values: dict[str, Any], file: Path | None = None) -> CellConfig:
 
     The cell gets a run directory of its own. Raises ConfigError or CheckpointError before any process starts.
     """
-    base = CellConfig.read(file).model_dump(exclude_unset=True) if file else {}
+    base = read_values(file) if file else {}
     config = CellConfig.build(_merge(base, values))
     model = ModelConfig.from_dir(config.checkpoint)
     topology = Topology(model.n_routed_experts, config.num_shards, config.num_attention, config.num_replicas)
@@ -48,7 +48,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict):
-            merged[key] = _merge(base.get(key, {}), value)
+            section = base.get(key, {})
+            # What is no section is left for the check, which names it.
+            merged[key] = _merge(section, value) if isinstance(section, dict) else section
         elif value is not None:
             merged[key] = value
     return merged
