@@ -16,9 +16,4 @@ def why_it_stays(membership: Membership, worker_id: WorkerId) -> str:
     if not left.coverage.complete:
         num_bare = left.coverage.num_experts - left.coverage.num_covered
         return f"without {worker_id} {num_bare} of {left.coverage.num_experts} experts have no live copy"
-    # Experts may have copies on other shards, but rows go by the placement: while it names this one, it must be there.
-    shard = membership.topology.shard_of(worker_id.rank)
-    twins = (it for it in left.workers.values() if it.id.role is Role.EXPERT and it.state is WorkerState.READY)
-    if not any(membership.topology.shard_of(it.id.rank) == shard for it in twins):
-        return f"rows go to shard {shard}, which only {worker_id} serves"
     return ""
