@@ -50,6 +50,11 @@ WELL = {
     f'moonshard_a2a_wait_seconds_total{{{MODEL},dp_rank="0",ep_rank="1"}}': "0+6x100",
     f'moonshard_a2a_wait_seconds_total{{{MODEL},dp_rank="0",ep_rank="2"}}': "0+6x100",
 }
+WELL |= {
+    f"moonshard_damaged_weights_total{{{MODEL}}}": "0x100",
+    f'moonshard_recheck_disagreements_total{{{MODEL},dp_rank="0"}}': "0x100",
+    f'moonshard_degraded_tokens_total{{{MODEL},dp_rank="0"}}': "0x100",
+}
 NOT_THERE = ""
 
 # Alert, what is otherwise, its labels beside severity, its description.
@@ -143,6 +148,24 @@ ILL: list[tuple[str, dict[str, str], dict[str, str], str]] = [
         {f'moonshard_requests_total{{{MODEL},finish_reason="error"}}': "0+6x100"},
         {"model_name": "m"},
         "0.9901% of the requests fail; the objective is 0.1 %.",
+    ),
+    (
+        "MoonshardDamagedWeights",
+        {f"moonshard_damaged_weights_total{{{MODEL}}}": "0x60 1x40"},
+        {"model_name": "m"},
+        "A shard of m found weights that are not what was loaded; the router's log names shard, layer and expert.",
+    ),
+    (
+        "MoonshardCopiesDisagree",
+        {f'moonshard_recheck_disagreements_total{{{MODEL},dp_rank="0"}}': "0x60 2x40"},
+        {"model_name": "m"},
+        "Two copies of a shard of m gave different answers to one row; the router's log names them, layer and experts.",
+    ),
+    (
+        "MoonshardDegradedTokens",
+        {f'moonshard_degraded_tokens_total{{{MODEL},dp_rank="0"}}': "0x80 0+50x20"},
+        {"model_name": "m"},
+        "A shard of m is lost and timeouts.degraded_after_s has passed: answers go on without it.",
     ),
 ]
 # Needs that the recording rules are not loaded, which a test of all rules together cannot show.
