@@ -43,8 +43,8 @@ def main() -> None:
     found = []
     with ready_cell(console, options.checkpoint, None, 64) as (router, access):
         before = machine_figures(THREADS)
-        for _ in range(options.rounds):
-            speeds = asyncio.run(measure(router, PREFILL, BATCHES, NEW_TOKENS, 1, LIMIT_S, access))
+        for seed in range(options.rounds):
+            speeds = asyncio.run(measure(router, PREFILL, BATCHES, NEW_TOKENS, 1, LIMIT_S, access, seed))
             after = machine_figures(THREADS)
             machine = described(between(before, after), turns)
             found.append({"machine": machine.model_dump(), "rates": compared(costs, machine, speeds)})

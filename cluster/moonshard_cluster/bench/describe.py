@@ -61,6 +61,7 @@ def describe(limits: "Limits", kernels: Sequence["KernelSpeed"], turns: Turns, n
         latency_us=round(max(0.1, turns.message * 1e6), 1),
         step_us=round(turns.step * 1e6, 1),
         sequence_us=round(turns.sequence * 1e6, 1),
+        cores=os.cpu_count() or 1,
         read_share=min(1.0, round(by_rows[ROWS_READ].share_of_read, 3)),
         compute_share=min(1.0, round(by_rows[ROWS_COMPUTE].share_of_int8, 3)),
     )

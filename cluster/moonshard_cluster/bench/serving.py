@@ -46,17 +46,18 @@ async def measure(
     rounds: int,
     timeout_s: float,
     access: Access | None = None,
+    seed: int = 0,
 ) -> list[Speed]:
     """All figures, the rounds interleaved so that a busy minute of the machine hits none of them alone.
 
-    access: certificates and key, plain text and none when None.
+    access: certificates and key, plain text and none when None. seed: of the prompts; a repeated one is cached.
     """
     found: dict[str, list[float]] = {}
     access = access or Access()
     async with open_async_channel(address, access.tls) as channel:
         try:
             async with asyncio.timeout(timeout_s):
-                streams = await _Streams.of(InferenceStub(channel), access.api_metadata)
+                streams = await _Streams.of(InferenceStub(channel), access.api_metadata, seed)
                 await streams.decode(1, 8)  # warm-up, not counted
                 for _ in range(rounds):
                     found.setdefault(f"prefill {prefill}", []).append(await streams.prefill(prefill))
@@ -72,18 +73,18 @@ async def measure(
 class _Streams:
     """Random prompts over one channel."""
 
-    def __init__(self, stub: Any, metadata: Metadata, vocab_size: int) -> None:
+    def __init__(self, stub: Any, metadata: Metadata, vocab_size: int, seed: int) -> None:
         # grpc-stubs knows the synchronous call only: hence Any.
         self._stub = stub
         self._metadata = metadata
         # The last 256 ids of the Kimi vocabularies are special; any other token costs the same.
         self._num_ids = max(1, vocab_size - 256)
-        self._draw = random.Random(0)
+        self._draw = random.Random(seed)
 
     @classmethod
-    async def of(cls, stub: Any, metadata: Metadata) -> "_Streams":
+    async def of(cls, stub: Any, metadata: Metadata, seed: int) -> "_Streams":
         model = await stub.GetModel(pb.GetModelRequest(), metadata=metadata)
-        return cls(stub, metadata, model.vocab_size)
+        return cls(stub, metadata, model.vocab_size, seed)
 
     async def prefill(self, num_tokens: int) -> float:
         """Prompt tokens a second."""

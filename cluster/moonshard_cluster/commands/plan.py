@@ -112,6 +112,7 @@ def _rates(costs: Costs, layout: Layout, demand: Demand) -> Table:
         "attention ops",
         "experts read",
         "ops",
+        "uneven",
         "network",
         "latency",
         "engine",
@@ -120,8 +121,10 @@ def _rates(costs: Costs, layout: Layout, demand: Demand) -> Table:
         table.add_column(column, justify="right")
     for batch in BATCHES:
         found = roofline.decode(costs, layout, batch, demand.context)
-        terms = (found.attention_read, found.kv_read, found.attention_compute, found.expert_read, found.expert_compute)
-        shown = [f"{1e3 * seconds:.2f}" for seconds in (found.step, *terms, found.network, found.latency, found.engine)]
+        attention = found.attention_read, found.kv_read, found.attention_compute
+        experts = found.expert_read, found.expert_compute, found.uneven
+        terms = found.step, *attention, *experts, found.network, found.latency, found.engine
+        shown = [f"{1e3 * seconds:.2f}" for seconds in terms]
         table.add_row(str(batch), f"{batch / found.step:.1f}", *shown, *_against_wide_ep(costs, layout, batch, demand))
     return table
 
@@ -143,8 +146,8 @@ def _caption(costs: Costs, layout: Layout) -> str:
     return (
         f"a row goes to {rows:.2f} of {layout.num_shards} shards, "
         f"{costs.network_bytes(layout.num_shards) / 1e6:.1f} MB a token both ways. A step is\n"
-        "max(weights + KV, ops) + max(experts read, ops) + network + latency + engine, or the time that the shards\n"
-        "are busy for all attention workers, if longer.\n"
+        "max(weights + KV, ops) + max(experts read, ops) + uneven + network + latency + engine, or the time that\n"
+        "the shards are busy for all attention workers, if longer.\n"
     )
 
 

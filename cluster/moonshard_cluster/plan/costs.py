@@ -1,7 +1,9 @@
 """What one model costs: bytes that are held and read, operations that are done. From its config alone."""
 
 from dataclasses import dataclass
-from math import comb
+from functools import lru_cache
+from math import comb, sqrt
+from statistics import NormalDist
 from typing import Literal, Self
 
 from moonshard.errors import ConfigError
@@ -75,6 +77,18 @@ class Costs:
         """Distinct experts of a layer that `num_tokens` tokens choose, were all equally likely."""
         return self.num_experts * float(1 - (1 - self.top_k / self.num_experts) ** num_tokens)
 
+    def unevenness(self, num_tokens: float, parts: int) -> float:
+        """How much more than its share of the active experts the fullest of `parts` equal groups has, by that share.
+
+        Counts as normal variables that add up to what is active: few experts fall unevenly, many do not.
+        """
+        active = self.active_experts(num_tokens)
+        if parts == 1 or active <= 0:
+            return 0.0
+        share = active / parts
+        fullest = share + _largest_of(parts) * sqrt(share * max(0.0, 1 - active / self.num_experts))
+        return min(fullest, active, self.num_experts / parts) / share - 1
+
     def shards_per_row(self, num_shards: int) -> float:
         """On how many shards the experts of one token fall on average."""
         if self.num_experts % num_shards:
@@ -85,6 +99,14 @@ class Costs:
     def network_bytes(self, num_shards: int) -> float:
         """Of one token, both ways, over all layers."""
         return 2 * self.row_bytes * self.shards_per_row(num_shards) * self.num_moe_layers
+
+
+@lru_cache
+def _largest_of(count: int) -> float:
+    """Expected largest of `count` independent standard normal variables."""
+    step, normal = 0.01, NormalDist()
+    places = (-5 + step * at for at in range(1001))
+    return sum(x * count * normal.pdf(x) * normal.cdf(x) ** (count - 1) for x in places) * step
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

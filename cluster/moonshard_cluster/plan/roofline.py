@@ -1,7 +1,8 @@
 """How fast a layout decodes and prefills at best: time of one step as a sum of named terms.
 
 A layer's phases follow each other: attention, rows on their way, experts, sums on their way. Within a phase reading
-and arithmetic overlap, so the longer one counts. Experts are chosen evenly; what skew costs on top is the balancer's.
+and arithmetic overlap, so the longer one counts. All experts are equally likely, which still leaves one shard with more
+of them than another; what skew costs on top is the balancer's.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from moonshard_cluster.plan.machines import Machine
 @dataclass(frozen=True, slots=True)
 class Terms:
     """Seconds of one step. attention_read: weights; kv_read: cached latents. engine: scheduling, sampling and sending,
-    before and after the layers. shard_busy: how long a shard works in the time of one step of every attention worker,
+    before and after the layers. uneven: waiting for the shard (on one machine: the core) that has more of a layer's
+    experts than its share. shard_busy: how long a shard works in the time of one step of every attention worker,
     which bounds the step when there are many of them."""
 
     attention_read: float
@@ -25,6 +27,7 @@ class Terms:
     network: float
     latency: float
     engine: float
+    uneven: float
     shard_busy: float
 
     @property
@@ -38,7 +41,7 @@ class Terms:
     @property
     def path(self) -> float:
         """One worker's step, were the shards its own."""
-        return self.attention + self.experts + self.network + self.latency + self.engine
+        return self.attention + self.experts + self.uneven + self.network + self.latency + self.engine
 
     @property
     def step(self) -> float:
@@ -76,7 +79,8 @@ def wide_ep_decode(costs: Costs, machine: Machine, num_machines: int, num_sequen
     per_row = _machines_per_row(costs, num_machines)
     seconds = 2 * rows * per_row * costs.row_bytes * costs.num_moe_layers / (machine.network_gb_s * 1e9)
     latency = 2 * costs.num_moe_layers * machine.latency_us * 1e-6
-    return _terms(costs, machine, 1, Work(rows, context, rows), read, compute, seconds, latency)
+    uneven = max(read, compute) * costs.unevenness(num_sequences, num_machines)
+    return _terms(costs, machine, 1, Work(rows, context, rows), read, compute, uneven, seconds, latency)
 
 
 def fits_wide_ep(costs: Costs, machine: Machine, num_machines: int) -> bool:
@@ -95,7 +99,8 @@ def _separated(costs: Costs, layout: Layout, work: Work) -> Terms:
     rate = min(expert.network_gb_s, attention.network_gb_s) * 1e9
     network = 2 * busiest * costs.row_bytes * costs.num_moe_layers / rate
     latency = 2 * costs.num_moe_layers * max(expert.latency_us, attention.latency_us) * 1e-6
-    terms = _terms(costs, attention, workers_on_attention, work, read, compute, network, latency)
+    uneven = max(read, compute) * costs.unevenness(work.rows, expert.cores if layout.shared else layout.num_shards)
+    terms = _terms(costs, attention, workers_on_attention, work, read, compute, uneven, network, latency)
     return replace(terms, shard_busy=max(read, compute) * layout.num_attention / layout.num_copies)
 
 
@@ -106,6 +111,7 @@ def _terms(
     work: Work,
     expert_read: float,
     expert_compute: float,
+    uneven: float,
     network: float,
     latency: float,
 ) -> Terms:
@@ -119,6 +125,7 @@ def _terms(
         network=network,
         latency=latency,
         engine=(machine.step_us + work.sequences * machine.sequence_us) * 1e-6,
+        uneven=uneven,
         shard_busy=0.0,
     )
 

@@ -1,6 +1,8 @@
 """The roofline: its terms by hand, its limits, and where separation loses."""
 
 import dataclasses
+import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -39,7 +41,7 @@ def test_one_token_by_hand() -> None:
     assert found.network == pytest.approx(9.0833e6 / 1e10, rel=1e-4)
     assert found.latency == pytest.approx(2 * 60 * 10e-6)
     assert found.step == pytest.approx(
-        found.attention_read + found.kv_read + found.expert_read + found.network + found.latency
+        found.attention_read + found.kv_read + found.expert_read + found.uneven + found.network + found.latency
     )
 
 
@@ -104,3 +106,17 @@ def test_the_published_table_row_by_row() -> None:
     assert "needs 95 GB of its 80" in rows["8 x 80 GB hold the INT4 weights"].verdict
     assert rows["vLLM: 714 GB of GPU memory for INT4"].ratio == pytest.approx(1, abs=0.03)
     assert rows["KV cache of 256K tokens, 17.2 GiB"].ratio == pytest.approx(1, abs=0.005)
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(1, 8), (1, 2), (4, 8), (32, 8), (32, 2), (8, 48)])
+def test_the_fullest_shard_is_as_full_as_in_a_simulation(rows: int, parts: int) -> None:
+    draw, group, most = random.Random(1), K25.num_experts // parts, list[float]()
+    for _ in range(2000):
+        active = {expert for _ in range(rows) for expert in draw.sample(range(K25.num_experts), K25.top_k)}
+        most.append(max(Counter(expert // group for expert in active).values()) * parts / len(active))
+    assert 1 + K25.unevenness(rows, parts) == pytest.approx(sum(most) / len(most), rel=0.12)
+
+
+def test_when_every_expert_works_no_shard_has_more_than_its_share() -> None:
+    assert K25.unevenness(5000, 8) == pytest.approx(0, abs=1e-6)
+    assert K25.unevenness(5, 1) == 0
