@@ -19,7 +19,8 @@ class Machine(BaseModel):
 
     read_gb_s: memory bandwidth. bf16_tflops, expert_tops: peak arithmetic on BF16 weights and inside INT4 experts
     (INT8 on CPUs, BF16 on GPUs, which unpack). network_gb_s: each way. latency_us: one message and its wake-up.
-    step_us, sequence_us: of the attention worker's engine, for a step and for each sequence in it, beside the layers.
+    step_us, sequence_us: of the attention worker's engine, for a step and for each sequence in it, beside the layers;
+    the defaults are those of two Zen 4 cores.
     cores: how many shards work at once where all share this machine. usable: share of memory that weights and KV cache
     may fill. read_share, compute_share: what kernels reach of the peaks.
     """
@@ -34,8 +35,8 @@ class Machine(BaseModel):
     expert_tops: Positive
     network_gb_s: Positive
     latency_us: Positive = 10.0
-    step_us: NotNegative = 0.0
-    sequence_us: NotNegative = 0.0
+    step_us: NotNegative = 700.0
+    sequence_us: NotNegative = 110.0
     cores: Annotated[int, Field(ge=1)] = 1
     usable: Share = 0.9
     read_share: Share = 0.85
