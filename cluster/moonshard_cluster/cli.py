@@ -22,6 +22,7 @@ from moonshard_cluster.commands import (
     plan,
     restart,
     status,
+    trace,
     up,
 )
 
@@ -65,6 +66,7 @@ app.command("drain")(drain.drain)
 app.command("restart")(restart.restart)
 app.command("status")(status.status)
 app.command("experts")(experts.experts)
+app.command("trace")(trace.trace)
 app.add_typer(placement.app, name="placement")
 app.command("chaos")(chaos.chaos)
 app.command("inspect")(inspect.inspect)

@@ -90,6 +90,12 @@ class Client:
         with self._failures():
             list(self._cluster.Drain(request, timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata))
 
+    def trace(self, request_id: str) -> control_pb2.GetTraceResponse:
+        """The routing of a traced request; "" tells which there are. RequestError when none of this id is kept."""
+        request = control_pb2.GetTraceRequest(request_id=request_id)
+        with self._failures():
+            return self._cluster.GetTrace(request, timeout=STATUS_TIMEOUT_S, metadata=self._access.operator_metadata)
+
     def model(self) -> inference_pb2.GetModelResponse:
         with self._failures():
             return self._inference.GetModel(

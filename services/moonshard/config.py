@@ -131,6 +131,9 @@ class MetricsConfig(_Section):
     (layer, shard) are always there. Counts per expert leave a shard only in windows of at least load_window_s seconds
     and load_window_rows (row, expert) pairs in each layer: finer ones can give prompts away. The router keeps the
     windows of load_history_s seconds.
+
+    trace_share: of requests whose routing is traced beside those that ask for it (metadata x-trace: 1); the router
+    keeps the last traces_kept. otlp_endpoint: they also go there as OpenTelemetry spans, by OTLP over gRPC.
     """
 
     host: str = "127.0.0.1"
@@ -141,6 +144,9 @@ class MetricsConfig(_Section):
     load_window_s: Annotated[float, Field(ge=0, le=86_400)] = 5.0
     load_window_rows: Annotated[int, Field(ge=0)] = 64
     load_history_s: PositiveSeconds = 900.0
+    trace_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    traces_kept: PositiveInt = 128
+    otlp_endpoint: Annotated[str, Field(pattern=r"^(https?://.+)?$")] = ""
 
 
 class NetworkConfig(_Section):

@@ -19,6 +19,7 @@ import psutil
 
 from moonshard.errors import Unavailable
 from moonshard.v1 import inference_pb2 as pb
+from moonshard_cluster.access import Access
 from moonshard_cluster.client import Client
 from moonshard_cluster.local.plan import plan_cell
 from moonshard_cluster.local.progress import wait_ready
@@ -38,10 +39,11 @@ EXACT: dict[str, Any] = {"dtype": "float32", "experts": {"activations": "float32
 def running_cell(checkpoint: Path, log_dir: Path, **values: Any) -> Iterator[tuple[LocalCluster, Client]]:
     """A ready cell and a client of it."""
     limits = {"load_s": START_S, "join_s": START_S, "combine_s": 30.0, "drain_s": 10.0}
-    settings = {"checkpoint": checkpoint, "router": {"port": 0}, "timeouts": limits, **values}
+    router = {"port": 0, **values.pop("router", {})}
+    settings = {"checkpoint": checkpoint, "router": router, "timeouts": limits, **values}
     with LocalCluster(plan_cell(settings), log_dir) as cluster:
         cluster.start()
-        with Client(cluster.router_address) as client:
+        with Client(cluster.router_address, Access.of_config(cluster.config.router)) as client:
             wait_ready(cluster, client)
             yield cluster, client
         cluster.drain()

@@ -41,7 +41,7 @@ def routed(tiny_checkpoint: Path) -> Routed:
     reference, draw = Reference.load(tiny_checkpoint), torch.Generator().manual_seed(7)
     prompts, tokens, rows_LE = [], [], np.zeros((NUM_LAYERS, 384), np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        log = _log_gates(patch)
+        log = log_gates(patch)
         while len(prompts) < NUM_REQUESTS:
             length = int(torch.randint(2, 24, (), generator=draw))
             prompt = torch.randint(0, 1700, (length,), generator=draw).tolist()
@@ -56,7 +56,7 @@ def routed(tiny_checkpoint: Path) -> Routed:
     return Routed(prompts, tokens, rows_LE)
 
 
-def _log_gates(patch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
+def log_gates(patch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
     """(ids of a call, how far the last chosen expert was ahead of the first not chosen) for every call of a gate."""
     log: list[tuple[Any, float]] = []
     route = Gate.__call__

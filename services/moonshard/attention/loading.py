@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moonshard.attention.link_metrics import PhaseTimes
+from moonshard.attention.routing_trace import RoutingTrace
 from moonshard.kernels.attention import Activations
 from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.decoder import Decoder
@@ -25,25 +26,31 @@ _ACTIVATIONS: dict[torch.dtype, Activations] = {torch.float32: "float32", torch.
 class LateDispatcher:
     """Stands in the model for the dispatcher, which can connect only when every shard has loaded as well.
 
-    times: of its calls.
+    times: of its calls. trace: writes down the routing of traced sequences.
     """
 
     def __init__(self) -> None:
         self.target: Dispatcher | None = None
         self.times = PhaseTimes()
+        self.trace: RoutingTrace | None = None
 
     def dispatch(self, layer: int, x_TD: Tensor, topk_ids_TK: Tensor, topk_weights_TK: Tensor) -> Any:
         assert self.target is not None, "the model runs after it has met the shards"
         started = time.perf_counter()
         handle = self.target.dispatch(layer, x_TD, topk_ids_TK, topk_weights_TK)
         self.times.dispatch.observe(time.perf_counter() - started)
+        if self.trace and self.trace.is_watching:
+            self.trace.dispatched(layer, topk_ids_TK)
         return handle
 
     def combine(self, handle: Any) -> Tensor:
         assert self.target is not None, "a handle comes from a dispatch"
         started = time.perf_counter()
         y_TD = self.target.combine(handle)
-        self.times.combine.observe(time.perf_counter() - started)
+        took_s = time.perf_counter() - started
+        self.times.combine.observe(took_s)
+        if self.trace and self.trace.is_watching:
+            self.trace.combined(took_s)
         return y_TD
 
 

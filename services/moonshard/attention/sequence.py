@@ -15,10 +15,11 @@ class Sequence:
 
     output: generated before, by a worker that lost or preempted the sequence. guide: where a grammar binds the output.
     awaits_grammar: it is still being compiled, and until then the sequence takes part in no step (`grammar_desk`).
-    tokens: prompt and generated ids. num_computed_tokens: how many of them have their latents in the cache; the last
-    token is never computed before the step that samples its successor. num_cached_tokens: those that were found
-    there. digests: names of the full blocks. number: place in the order of admission, set by the scheduler.
-    num_degraded: tokens that ran without all of their experts; what is in the cache since then is for nobody else.
+    traced: its routing is told to the router. tokens: prompt and generated ids. num_computed_tokens: how many of them
+    have their latents in the cache; the last token is never computed before the step that samples its successor.
+    num_cached_tokens: those that were found there. digests: names of the full blocks. number: place in the order of
+    admission, set by the scheduler. num_degraded: tokens that ran without all of their experts; what is in the cache
+    since then is for nobody else.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class Sequence:
     output: list[int] = field(default_factory=list)
     guide: Guide | None = None
     awaits_grammar: bool = False
+    traced: bool = False
     salts: Salts = field(default_factory=dict)
     tokens: list[int] = field(init=False)
     penalties: Penalties | None = field(init=False)

@@ -21,6 +21,7 @@ def sequence_from_proto(message: pb.Sequence, guide: Guide | None = None) -> Seq
         list(message.output_token_ids),
         guide,
         awaits_grammar=message.HasField("grammar") and guide is None,
+        traced=message.traced,
     )
 
 

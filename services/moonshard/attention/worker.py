@@ -13,6 +13,7 @@ from moonshard.attention.metrics import AttentionMetrics
 from moonshard.attention.orders import obey
 from moonshard.attention.placing import FollowedPlacement
 from moonshard.attention.report import Report
+from moonshard.attention.routing_trace import RoutingTrace
 from moonshard.attention.runner import Runner
 from moonshard.attention.scheduler import Scheduler
 from moonshard.attention.wire import credits_to_proto
@@ -53,10 +54,11 @@ def serve(worker: Worker) -> None:
         worker.lifetime.on_stop.append(dispatcher.wake)
         metrics = AttentionMetrics(worker.registry, worker.model_name, worker.rank, engine)
         register_link_metrics(worker.registry, worker.model_name, worker.rank, dispatcher.stats, routed.times)
+        routed.trace = RoutingTrace(lambda: dispatcher.stats.wait_s)
         _say_ready(worker)
         desk = GrammarDesk(grammars, dispatcher.wake, engine.scheduler.runs)
         try:
-            _loop(worker, engine, desk, dispatcher, metrics)
+            _loop(worker, engine, desk, dispatcher, metrics, routed.trace)
         finally:
             desk.close()
     finally:
@@ -116,7 +118,14 @@ def _say_ready(worker: Worker) -> None:
     worker.link.send(pb.WorkerMessage(ready=pb.Ready(credits=credits_to_proto(worker.config.attention))))
 
 
-def _loop(worker: Worker, engine: Engine, desk: GrammarDesk, dispatcher: Dispatcher, metrics: AttentionMetrics) -> None:
+def _loop(
+    worker: Worker,
+    engine: Engine,
+    desk: GrammarDesk,
+    dispatcher: Dispatcher,
+    metrics: AttentionMetrics,
+    trace: RoutingTrace,
+) -> None:
     report = Report(engine, worker.link.send)
     while not worker.lifetime.stopping.is_set():
         worker.health.beat()
@@ -125,7 +134,7 @@ def _loop(worker: Worker, engine: Engine, desk: GrammarDesk, dispatcher: Dispatc
         outputs += [Output(sequence.request_id, preempted=True) for sequence in plan.preempted]
         if plan.num_tokens:
             dispatcher.begin_step(plan.num_tokens)
-            with metrics.step_seconds.time():
+            with metrics.step_seconds.time(), trace.of(plan, worker.link.send):
                 outputs += engine.step(plan)
             metrics.step_tokens.observe(plan.num_tokens)
         report.send(outputs)

@@ -37,6 +37,8 @@ from moonshard.router.placer import MoveLimits, Placer
 from moonshard.router.requests import Limits
 from moonshard.router.run_file import reachable, write_run_file
 from moonshard.router.served_model import ServedModel
+from moonshard.router.spans import Spans
+from moonshard.router.traces import TraceBook
 from moonshard.rpc.server import WHOLE_SERVER, RpcServer
 from moonshard.rpc.tls import server_tls
 from moonshard.topology import Topology
@@ -86,8 +88,20 @@ class Router:
             self._connections.send,
         )
         self.cell = Cell(
-            membership, self._connections, self.engine, load, time.monotonic, kv_events, recovery_s(config), self.placer
+            membership,
+            self._connections,
+            self.engine,
+            load,
+            time.monotonic,
+            kv_events,
+            recovery_s(config),
+            self.placer,
         )
+        self.cell.traces = TraceBook(config.metrics.traces_kept)
+        endpoint = config.metrics.otlp_endpoint
+        self._spans = Spans.to_collector(endpoint, model.name) if endpoint else None
+        if self._spans:
+            self.cell.traces.on_end = self._spans.tell
         register_load_metrics(registry, model.name, load, lambda: self.cell.membership, time.monotonic)
         register_failover_metrics(registry, model.name, self.cell.losses, lambda: self.cell.membership)
         register_placement_metrics(registry, model.name, self.placer)
@@ -114,7 +128,16 @@ class Router:
         )
         grammars = Grammars(model.tokenizer, GrammarEngine(model.tokenizer, model.vocab_size, model.eos_token_ids))
         limits = partial(cell_limits, config, model, self.cell)
-        self.door = FrontDoor(model, self.engine, limits, metrics, time.monotonic, grammars.grammar_of)
+        self.door = FrontDoor(
+            model,
+            self.engine,
+            limits,
+            metrics,
+            time.monotonic,
+            grammars.grammar_of,
+            self.cell.traces,
+            config.metrics.trace_share,
+        )
         binder = ToolBinder(model.tokenizer, grammars.schema_problem)
         inference = inference_service.InferenceService(model, self.door, Turns(model, grammars, binder))
         add_InferenceServicer_to_server(inference, self._server.server)
@@ -189,6 +212,8 @@ class Router:
         for follower in self._followers:
             follower.cancel()
         self.door.preparation.close()
+        if self._spans:
+            await asyncio.to_thread(self._spans.close)
         if self._run_file:
             self._run_file.unlink(missing_ok=True)
             # The last process out removes the directory, which matters when the launcher itself was killed.

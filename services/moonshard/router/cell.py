@@ -18,8 +18,10 @@ from moonshard.router.failover_metrics import Losses
 from moonshard.router.load import LoadBook
 from moonshard.router.load_wire import window_from_load
 from moonshard.router.membership import Membership, Outgoing, Role, Welcome, Worker, WorkerId, WorkerState
+from moonshard.router.news_parts import in_parts
 from moonshard.router.placer import Placer
 from moonshard.router.rates import RateWindow
+from moonshard.router.traces import TraceBook
 from moonshard.router.wire import (
     credits_from_ready,
     membership_message,
@@ -84,7 +86,7 @@ class Cell:
         self._pulses: dict[WorkerId, _Pulse] = {}
         self._recovery_s = recovery_s
         self._patience: asyncio.TimerHandle | None = None
-        self.losses = Losses()
+        self.losses, self.traces = Losses(), TraceBook(kept=0)
         self.is_draining = False
         self._watchers: list[asyncio.Event] = []
         self._gate()
@@ -107,17 +109,14 @@ class Cell:
         return connection
 
     def deliver(self, worker_id: WorkerId, outputs: pb.SequenceOutputs) -> Iterator[None]:
-        """What sequences said. Pauses after first tokens, so that they go out before everybody's next ones: the wait
-        for them is the one that callers feel."""
+        """What sequences said. Pauses between the parts of `in_parts`, first tokens before the others'."""
         updates, free = news_from_outputs(outputs)
         self._engine.note_batch(len(updates))
-        begun = [update for update in updates if self._engine.has_begun(worker_id.rank, update.sequence_id)]
-        if begun and len(begun) < len(updates):
-            known = set(map(id, begun))
-            self._engine.update(worker_id.rank, [update for update in updates if id(update) not in known])
+        before, last = in_parts(updates, lambda sequence_id: self._engine.has_begun(worker_id.rank, sequence_id))
+        for part in before:
+            self._engine.update(worker_id.rank, part)
             yield
-            updates = begun
-        self._engine.update(worker_id.rank, updates, free)
+        self._engine.update(worker_id.rank, last, free)
         if self.membership.workers[worker_id].state is WorkerState.DRAINING:
             self._ring()
 
@@ -138,6 +137,8 @@ class Cell:
             self.placer.placed(worker_id, message.placed)
         elif kind == "held" and self.placer:
             self.placer.held(worker_id, message.held)
+        elif kind == "routing":
+            self.traces.add(worker_id.rank, message.routing.steps)
         elif kind == "kv_events":
             self._caches.receive(worker_id.rank, message.kv_events.events)
         else:

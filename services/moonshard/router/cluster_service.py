@@ -20,6 +20,7 @@ from moonshard.router.membership import WorkerId
 from moonshard.router.operator_key import OperatorKey
 from moonshard.router.placement_wire import placement_response, progress_message
 from moonshard.router.placer import Placer
+from moonshard.router.traces import trace_response
 from moonshard.router.wire import ROLES
 from moonshard.rpc.placements import layers_from_proto
 from moonshard.v1 import control_pb2 as pb
@@ -113,6 +114,13 @@ class ClusterService(ClusterServicer):
         self._operator.check(context.invocation_metadata())
         self._placer.pin(request.pin.layer, request.pin.expert, tuple(request.pin.shards))
         return placement_response(self._placer)
+
+    async def GetTrace(self, request: pb.GetTraceRequest, context: Any) -> pb.GetTraceResponse:
+        self._operator.check(context.invocation_metadata())
+        response = trace_response(self._cell.traces, request.request_id)
+        if request.request_id and not response.sequences:
+            raise RequestError("request_id", f"no trace of {request.request_id[:80]!r} is kept")
+        return response
 
     async def Drain(self, request: pb.DrainRequest, context: Any) -> AsyncIterator[pb.DrainProgress]:
         if request.role == pb.ROLE_ROUTER:

@@ -4,11 +4,12 @@ Inference and the gateways' service are thin adapters over this. Knows nothing o
 """
 
 import itertools
+import random
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moonshard.errors import Aborted, DeadlineExceeded, DuplicateRequest, MoonshardError, RequestError
 from moonshard.router.answer import Answer
@@ -21,6 +22,7 @@ from moonshard.router.preparation import Preparation
 from moonshard.router.requests import Grammar, Limits, Request, make_request
 from moonshard.router.served_model import ServedModel
 from moonshard.router.stop_texts import StopTexts
+from moonshard.router.traces import TraceBook
 from moonshard.rpc.caller import current_caller
 from moonshard.sampling import Constraint, SamplingParams
 
@@ -64,7 +66,10 @@ class FrontDoor:
         metrics: RouterMetrics,
         clock: Callable[[], float],
         grammars: Grammars = no_grammars,
+        traces: TraceBook | None = None,
+        trace_share: float = 0.0,
     ) -> None:
+        """trace_share: of requests whose routing is traced beside those that ask for it."""
         self.limits = limits
         self.clock = clock
         self._model = model
@@ -75,6 +80,8 @@ class FrontDoor:
         self._answers: dict[str, Answer] = {}
         self._flights: dict[Answer, list[Flight]] = {}
         self._numbers = itertools.count()
+        self._traces = traces
+        self._trace_share = trace_share
 
     def grammar_of(self, sampling: SamplingParams, prompt_opens_thought: bool) -> Grammar | None:
         """What the constraint asks of the worker. May take long and may run in any thread. Raises RequestError."""
@@ -110,6 +117,9 @@ class FrontDoor:
             for choice, part in enumerate(request.choices())
         ]
         self._engine.submit(flights)
+        if self._traces and request.traced:
+            for flight in flights:
+                self._traces.begin(flight.sequence_id, request.id, flight.choice)
         self._answers[request.id] = answer
         self._flights[answer] = flights
         if request.deadline_s is not None:
@@ -128,7 +138,7 @@ class FrontDoor:
     def _request(self, submission: Submission) -> Request:
         caller = current_caller()
         deadline_s = caller.deadline_s if submission.deadline_s is None else submission.deadline_s
-        return make_request(
+        request = make_request(
             submission.request_id or uuid.uuid4().hex,
             submission.prompt_token_ids,
             submission.sampling,
@@ -140,6 +150,8 @@ class FrontDoor:
             deadline_s=deadline_s,
             grammar=submission.grammar or self.grammar_of(submission.sampling, submission.prompt_opens_thought),
         )
+        is_traced = self._traces is not None and (caller.traced or random.random() < self._trace_share)
+        return replace(request, traced=is_traced) if is_traced else request
 
     def _output(self, request: Request, choice: int) -> ChoiceOutput:
         sampling = request.sampling
@@ -147,6 +159,10 @@ class FrontDoor:
         return ChoiceOutput(choice, text, StopTexts(sampling.stop, sampling.include_stop), sampling.min_tokens)
 
     def _leave(self, answer: Answer) -> None:
-        self._engine.abandon(self._flights.pop(answer, ()))
+        flights = self._flights.pop(answer, ())
+        self._engine.abandon(flights)
+        for flight in flights:
+            if self._traces and flight.request.traced:
+                self._traces.ended(flight.sequence_id)
         if self._answers.get(answer.request_id) is answer:
             del self._answers[answer.request_id]

@@ -12,6 +12,8 @@ from moonshard.rpc.caller import NOBODY, Caller
 # Without API keys callers may name their tenant themselves: a gateway in front knows whom it serves.
 TENANT_METADATA = "x-tenant"
 PRIORITY_METADATA = "x-priority"
+# "1": the routing of this request is traced, for the operator to read.
+TRACE_METADATA = "x-trace"
 MAX_TENANT_LENGTH = 64
 
 # What only the operator and the cell's own workers call.
@@ -59,7 +61,8 @@ class Guard:
         keys = None if service == GATEWAY_SERVICE and self._open_gateway else self._keys
         given = {name: value for name, value in metadata if isinstance(value, str)}
         tenant = keys.current().tenant_of(metadata) if keys else given.get(TENANT_METADATA, "")
-        return Caller(tenant[:MAX_TENANT_LENGTH], _priority(given.get(PRIORITY_METADATA, "")))
+        priority = _priority(given.get(PRIORITY_METADATA, ""))
+        return Caller(tenant[:MAX_TENANT_LENGTH], priority, traced=given.get(TRACE_METADATA) == "1")
 
 
 def _priority(text: str) -> int:

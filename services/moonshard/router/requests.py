@@ -58,6 +58,7 @@ class Request:
     priority: int = 0
     deadline_s: float | None = None
     grammar: Grammar | None = None
+    traced: bool = False
 
     @property
     def max_tokens(self) -> int:

@@ -92,6 +92,7 @@ def _sequence_to_proto(flight: Flight) -> pb.Sequence:
         sampling=sampling_to_proto(replace(request.sampling, stop=(), constraint=None)),
         output_token_ids=flight.output.token_ids,
         grammar=_grammar_to_proto(request.grammar) if request.grammar else None,
+        traced=request.traced,
     )
 
 

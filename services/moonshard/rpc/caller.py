@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """tenant: who pays. priority: among the tenant's own requests. deadline_s: on time.monotonic's clock."""
+    """tenant: who pays. priority: among the tenant's own requests. deadline_s: on time.monotonic's clock.
+
+    traced: who asks for this may have its routing read, by the operator only.
+    """
 
     tenant: str = ""
     priority: int = 0
     deadline_s: float | None = None
+    traced: bool = False
 
 
 NOBODY = Caller()

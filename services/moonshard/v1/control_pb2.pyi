@@ -77,6 +77,7 @@ class WorkerMessage(_message.Message):
     PLACED_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___Join:
         """first message of a stream, once"""
@@ -105,6 +106,10 @@ class WorkerMessage(_message.Message):
     def held(self) -> Global___Held: ...
     @_builtins.property
     def alarm(self) -> Global___Alarm: ...
+    @_builtins.property
+    def routing(self) -> Global___RoutingSteps:
+        """before the outputs of the same iteration"""
+
     def __init__(
         self,
         *,
@@ -119,16 +124,116 @@ class WorkerMessage(_message.Message):
         placed: Global___Placed | None = ...,
         held: Global___Held | None = ...,
         alarm: Global___Alarm | None = ...,
+        routing: Global___RoutingSteps | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "routing", b"routing", "suspicion", b"suspicion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "suspicion", b"suspicion"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "routing", b"routing", "suspicion", b"suspicion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion", "placed", "held", "alarm"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion", "placed", "held", "alarm", "routing"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___WorkerMessage: _TypeAlias = WorkerMessage  # noqa: Y015
+
+@_typing.final
+class RoutingSteps(_message.Message):
+    """What an iteration did for the traced sequences in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingStep]: ...
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___RoutingStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingSteps: _TypeAlias = RoutingSteps  # noqa: Y015
+
+@_typing.final
+class RoutingStep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    ENDED_AT_S_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """the sequence's"""
+    position: _builtins.int
+    """of the first of its tokens that were run"""
+    num_tokens: _builtins.int
+    """of its own"""
+    num_rows: _builtins.int
+    """of the whole iteration, everybody's"""
+    seconds: _builtins.float
+    ended_at_s: _builtins.float
+    """Unix time"""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerRoute]: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+        num_rows: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        ended_at_s: _builtins.float = ...,
+        layers: _abc.Iterable[Global___LayerRoute] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_at_s", b"ended_at_s", "layers", b"layers", "num_rows", b"num_rows", "num_tokens", b"num_tokens", "position", b"position", "request_id", b"request_id", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingStep: _TypeAlias = RoutingStep  # noqa: Y015
+
+@_typing.final
+class LayerRoute(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    COMBINE_S_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    combine_s: _builtins.float
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of one token in the gate's order; of several the most used first, 32 at most"""
+
+    @_builtins.property
+    def wait_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """by shard: from the beginning of combine until its answer was taken"""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        experts: _abc.Iterable[_builtins.int] | None = ...,
+        wait_s: _abc.Iterable[_builtins.float] | None = ...,
+        combine_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["combine_s", b"combine_s", "experts", b"experts", "layer", b"layer", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerRoute: _TypeAlias = LayerRoute  # noqa: Y015
 
 @_typing.final
 class Suspicion(_message.Message):
@@ -944,7 +1049,10 @@ class Sequence(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    TRACED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    traced: _builtins.bool
+    """its routing is told in RoutingSteps"""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -965,10 +1073,11 @@ class Sequence(_message.Message):
         sampling: _inference_pb2.SamplingParams | None = ...,
         output_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         grammar: Global___Grammar | None = ...,
+        traced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "output_token_ids", b"output_token_ids", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "output_token_ids", b"output_token_ids", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "traced", b"traced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1413,6 +1522,105 @@ class PinExpertRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PinExpertRequest: _TypeAlias = PinExpertRequest  # noqa: Y015
+
+@_typing.final
+class GetTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """"": which there are"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTraceRequest: _TypeAlias = GetTraceRequest  # noqa: Y015
+
+@_typing.final
+class GetTraceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceTrace]:
+        """of the request, by choice"""
+
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that are kept, oldest first"""
+
+    def __init__(
+        self,
+        *,
+        sequences: _abc.Iterable[Global___SequenceTrace] | None = ...,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_ids", b"request_ids", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTraceResponse: _TypeAlias = GetTraceResponse  # noqa: Y015
+
+@_typing.final
+class SequenceTrace(_message.Message):
+    """steps: the slowest, and of those the first prompt's; in order of position. The rest counts in the totals only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    NUM_LAST_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    choice: _builtins.int
+    num_steps: _builtins.int
+    seconds: _builtins.float
+    """of all its steps"""
+    rank: _builtins.int
+    """the attention worker that ran it last"""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingStep]: ...
+    @_builtins.property
+    def num_last(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """by shard: in how many (step, layer) combine waited for it longest"""
+
+    @_builtins.property
+    def wait_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """by shard, sums"""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        choice: _builtins.int = ...,
+        num_steps: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        steps: _abc.Iterable[Global___RoutingStep] | None = ...,
+        num_last: _abc.Iterable[_builtins.int] | None = ...,
+        wait_s: _abc.Iterable[_builtins.float] | None = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "num_last", b"num_last", "num_steps", b"num_steps", "rank", b"rank", "request_id", b"request_id", "seconds", b"seconds", "steps", b"steps", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceTrace: _TypeAlias = SequenceTrace  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

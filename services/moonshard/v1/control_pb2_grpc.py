@@ -140,6 +140,11 @@ class ClusterStub:
                 request_serializer=moonshard_dot_v1_dot_control__pb2.PinExpertRequest.SerializeToString,
                 response_deserializer=moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/moonshard.v1.Cluster/GetTrace',
+                request_serializer=moonshard_dot_v1_dot_control__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=moonshard_dot_v1_dot_control__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -189,6 +194,13 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """Which way the rows of a traced request went, and which shard kept it waiting. Needs the operator's key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -221,6 +233,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.PinExpert,
                     request_deserializer=moonshard_dot_v1_dot_control__pb2.PinExpertRequest.FromString,
                     response_serializer=moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=moonshard_dot_v1_dot_control__pb2.GetTraceRequest.FromString,
+                    response_serializer=moonshard_dot_v1_dot_control__pb2.GetTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -386,6 +403,33 @@ class Cluster:
             '/moonshard.v1.Cluster/PinExpert',
             moonshard_dot_v1_dot_control__pb2.PinExpertRequest.SerializeToString,
             moonshard_dot_v1_dot_control__pb2.GetPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moonshard.v1.Cluster/GetTrace',
+            moonshard_dot_v1_dot_control__pb2.GetTraceRequest.SerializeToString,
+            moonshard_dot_v1_dot_control__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,8 @@ class ClusterStub:
     """
     PinExpert: _grpc.UnaryUnaryMultiCallable[_control_pb2.PinExpertRequest, _control_pb2.GetPlacementResponse]
     """Where copies of an expert have to stay, whatever is planned later."""
+    GetTrace: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetTraceRequest, _control_pb2.GetTraceResponse]
+    """Which way the rows of a traced request went, and which shard kept it waiting. Needs the operator's key."""
 
 @_typing.type_check_only
 class ClusterAsyncStub(ClusterStub):
@@ -99,6 +101,8 @@ class ClusterAsyncStub(ClusterStub):
     """
     PinExpert: _aio.UnaryUnaryMultiCallable[_control_pb2.PinExpertRequest, _control_pb2.GetPlacementResponse]  # type: ignore[assignment]
     """Where copies of an expert have to stay, whatever is planned later."""
+    GetTrace: _aio.UnaryUnaryMultiCallable[_control_pb2.GetTraceRequest, _control_pb2.GetTraceResponse]  # type: ignore[assignment]
+    """Which way the rows of a traced request went, and which shard kept it waiting. Needs the operator's key."""
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router, for operators and for the launcher."""
@@ -153,5 +157,13 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.GetPlacementResponse, _abc.Awaitable[_control_pb2.GetPlacementResponse]]:
         """Where copies of an expert have to stay, whatever is planned later."""
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _control_pb2.GetTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GetTraceResponse, _abc.Awaitable[_control_pb2.GetTraceResponse]]:
+        """Which way the rows of a traced request went, and which shard kept it waiting. Needs the operator's key."""
 
 def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
