@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 
 from torch import Tensor
 
@@ -53,7 +54,8 @@ class RoutingTrace:
 
     def combined(self, took_s: float) -> None:
         """The answers of the layer dispatched last are there."""
-        waits = [after - before for after, before in zip(self._wait_s(), self._before, strict=True)]
+        # Links that were opened meanwhile have waited for nothing before.
+        waits = [after - before for after, before in zip_longest(self._wait_s(), self._before, fillvalue=0.0)]
         for routes in self._routes:
             routes[-1].combine_s = took_s
             routes[-1].wait_s[:] = waits
