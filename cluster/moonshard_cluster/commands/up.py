@@ -37,7 +37,7 @@ NO_KERNELS = (
     "The native CPU kernels are not built, so torch's operators serve, several times slower. "
     "With a C++ compiler, run: python -m moonshard.kernels"
 )
-NO_HTTP = "No HTTP: there are API keys, which smg cannot hand on, and router.open_gateway is not set. gRPC only."
+NO_HTTP = "No HTTP, gRPC only: smg cannot bring what the router asks for: TLS, or API keys without router.open_gateway."
 # For --prompt: enough to see that the cell answers.
 PROMPT_TOKENS, ANSWER_S = 160, 600.0
 

@@ -53,8 +53,9 @@ class GatewayPlan:
 
 
 def is_barred(config: CellConfig) -> bool:
-    """Whether the router asks the gateway for a key, which smg has no way to send."""
-    return config.router.api_keys_file is not None and not config.router.open_gateway
+    """Whether the router asks the gateway for what smg cannot bring: a key, or TLS."""
+    router = config.router
+    return router.tls_cert is not None or (router.api_keys_file is not None and not router.open_gateway)
 
 
 def plan_gateway(config: CellConfig) -> GatewayPlan:
@@ -64,6 +65,12 @@ def plan_gateway(config: CellConfig) -> GatewayPlan:
     """
     source, _ = read_template(config.checkpoint)
     router = config.router
+    if router.tls_cert:
+        raise ConfigError(
+            "router.tls_cert",
+            "smg 1.13 speaks plain text to a router, whatever its address says: start with --no-http, or put TLS and "
+            "HTTP in front of a router on the loopback interface",
+        )
     if is_barred(config):
         raise ConfigError(
             "router.open_gateway",

@@ -9,7 +9,7 @@ import pytest
 
 from moonshard.config import CellConfig
 from moonshard.errors import ConfigError
-from moonshard_cluster.local.gateway_plan import plan_gateway, reasoning_parser, write_plan
+from moonshard_cluster.local.gateway_plan import is_barred, plan_gateway, reasoning_parser, write_plan
 from moonshard_cluster.local.gateway_program import api_keys, router_arguments
 
 
@@ -53,17 +53,24 @@ def test_a_port_in_use_is_named_and_the_default_moves_on(tiny_checkpoint: Path) 
     assert plan_gateway(_config(tiny_checkpoint, gateway={})).port >= 8000
 
 
-def test_keys_and_certificates_reach_smg_but_no_command_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_keys_reach_smg_but_no_command_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# ours\nalice sk-alice-1 2.5\nbob sk-bob-12\n")
-    router = {"api_keys_file": keys, "tls_cert": "/tls.crt", "tls_key": "/tls.key", "tls_client_ca": "/ca.crt"}
+    router: dict[str, Any] = {"api_keys_file": keys}
     with pytest.raises(ConfigError, match=r"router\.open_gateway"):
         plan_gateway(_config(tiny_checkpoint, router=router))
     plan = plan_gateway(_config(tiny_checkpoint, router=router | {"open_gateway": True}))
     arguments = router_arguments(plan)
     assert arguments.tenant_api_keys == api_keys(keys.read_text()) == [("alice", "sk-alice-1"), ("bob", "sk-bob-12")]
-    assert arguments.worker_urls[0].startswith("grpcs://")
-    assert (arguments.ca_cert_paths, arguments.client_cert_path) == (["/tls.crt"], "/tls.crt")
     write_plan(plan, tmp_path / "plan.json")
     assert stat.S_IMODE((tmp_path / "plan.json").stat().st_mode) == 0o600
     assert "sk-alice" not in (tmp_path / "plan.json").read_text()
+
+
+def test_a_router_behind_tls_is_out_of_smgs_reach(tiny_checkpoint: Path) -> None:
+    """Seen: smg 1.13 opens grpcs:// addresses with HTTP/2 in plain text."""
+    router = {"tls_cert": "/tls.crt", "tls_key": "/tls.key"}
+    config = _config(tiny_checkpoint, router=router)
+    assert is_barred(config)
+    with pytest.raises(ConfigError, match=r"router\.tls_cert: smg 1\.13 speaks plain text"):
+        plan_gateway(config)
