@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import torch
@@ -258,8 +259,7 @@ def _lasting_link(arguments: WorkerArguments, join: pb.Join, inbox: Inbox, lifet
         inbox.placements.tell(link.welcome.placement)
         return link
 
-    # A group of all_to_all ends with its router, as with any of its members.
-    keep_s = config.timeouts.failover_s if config.transport == "links" else 0.0
+    keep_s = config.timeouts.failover_s
     wanted: Callable[[], bool] = lambda: not lifetime.stopping.is_set()  # noqa: E731
     return LastingLink(connect, config.timeouts.join_s, keep_s, inbox.notify, wanted, inbox.forget)
 
@@ -340,8 +340,8 @@ def _heartbeat(progress: LoadProgress) -> pb.Heartbeat:
     )
 
 
-def main(role: str, serve: Callable[[Worker], None]) -> int:
-    """`python -m moonshard.attention` and `python -m moonshard.experts`."""
+def main(role: str, serve: Callable[[Worker], None]) -> NoReturn:
+    """`python -m moonshard.attention` and `python -m moonshard.experts`. Ends the process."""
     parser = argparse.ArgumentParser(prog=f"moonshard {role} worker")
     parser.add_argument("--config", type=Path, required=True, help="the cell's configuration, TOML or JSON")
     parser.add_argument("--rank", type=int, required=True, help="number of this worker within its role, from 0")
@@ -354,4 +354,7 @@ def main(role: str, serve: Callable[[Worker], None]) -> int:
     except ConfigError as error:
         parser.error(str(error))
     lifeline = sys.stdin.fileno() if given.lifeline else None
-    return run(role, serve, WorkerArguments(config, given.rank, given.router, lifeline, given.advertise))
+    status = run(role, serve, WorkerArguments(config, given.rank, given.router, lifeline, given.advertise))
+    logging.shutdown()
+    # Not by way of the interpreter: it aborts when one of torch's threads still waits for a rank that does not come.
+    os._exit(status)

@@ -30,7 +30,7 @@ import psutil
 
 from moonshard.metrics import new_registry
 from moonshard.router.app import Router
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 from moonshard.v1 import inference_pb2 as pb
 from moonshard.v1.inference_pb2_grpc import InferenceServicer, InferenceStub, add_InferenceServicer_to_server
 from tests.unit.router.fake_attention import FakeAttention, serving_peers

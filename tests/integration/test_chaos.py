@@ -15,6 +15,7 @@ from tests.integration.cells import CommandLineCell
 
 Up = Callable[..., CommandLineCell]
 HOOKS = ["--fault-hooks", "2"]
+TRANSPORTS = pytest.mark.parametrize("transport", ["links", "all_to_all"])
 RECOVERY_S = 60.0
 TIMES = 3  # `moonshard chaos` does it as often as one likes
 
@@ -34,7 +35,11 @@ def test_a_shard_that_lies_and_one_that_stops_cost_nothing_but_time(up: Up) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("shape", [[], ["--replicas", "2"]], ids=["alone", "with replicas"])
+@pytest.mark.parametrize(
+    "shape",
+    [[], ["--replicas", "2"], ["--transport", "all_to_all"]],
+    ids=["alone", "with replicas", "all_to_all"],
+)
 def test_every_fault_of_a_shard(shape: list[str], up: Up) -> None:
     cell = up("--attention", "2", *HOOKS, *shape)
     for fault in Fault:
@@ -44,8 +49,9 @@ def test_every_fault_of_a_shard(shape: list[str], up: Up) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_every_fault_of_an_attention_worker(up: Up) -> None:
-    cell = up("--attention", "2")
+@TRANSPORTS
+def test_every_fault_of_an_attention_worker(transport: str, up: Up) -> None:
+    cell = up("--attention", "2", "--transport", transport)
     for fault in (Fault.KILL, Fault.STOP, Fault.SLOW):
         report = suffers(cell, fault, "attention", TIMES)
         assert report.passed, report
@@ -53,8 +59,9 @@ def test_every_fault_of_an_attention_worker(up: Up) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_every_worker_is_restarted_under_load(up: Up) -> None:
-    cell, over = up("--attention", "2"), threading.Event()
+@TRANSPORTS
+def test_every_worker_is_restarted_under_load(transport: str, up: Up) -> None:
+    cell, over = up("--attention", "2", "--transport", transport), threading.Event()
     with Client(cell.router_address) as client:
         undisturbed = run_once(client, 8, 200, 120.0)
         results = run_until(over, client, 8, 200, 120.0)

@@ -205,8 +205,7 @@ def _answer(client: Client, prompt: str) -> None:
 
 def _watch(cluster: "LocalCluster | RayCluster", console: Console, restart: bool) -> None:
     """Serve until a child dies that is not to be started again, which ends the cell."""
-    # all_to_all's group takes nobody back yet.
-    restart = restart and cluster.config.transport == "links" and cluster.config.timeouts.failover_s > 0
+    restart = restart and cluster.config.timeouts.failover_s > 0
     told = partial(console.print, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if dead := cluster.watch(told) if restart else cluster.wait(None):
         raise Unavailable(f"{error_of(dead)}\nstopping the cell")

@@ -1,7 +1,6 @@
 """`python -m moonshard.attention --config FILE --rank NUMBER --router HOST:PORT`"""
 
 import os
-import sys
 
 if __name__ == "__main__":
     # Before torch loads its thread pool: waiting threads must not spin where other processes need the cores.
@@ -9,4 +8,4 @@ if __name__ == "__main__":
     from moonshard.attention.worker import serve
     from moonshard.worker import main
 
-    sys.exit(main("attention", serve))
+    main("attention", serve)

@@ -4,9 +4,11 @@ import time
 from collections.abc import Sequence
 
 from moonshard.attention.failover_metrics import register_failover_metrics
+from moonshard.collective import open_meeting
 from moonshard.errors import PeerLost, TransportError
 from moonshard.topology import Topology
-from moonshard.transport.links import Disagreement, LinkDispatcher, Patience, Suspicion, Target
+from moonshard.transport.all_to_all import AllToAllDispatcher
+from moonshard.transport.links import Disagreement, LinkDispatcher, Patience, Recheck, Recovery, Suspicion, Target
 from moonshard.transport.routing_table import RoutingTable
 from moonshard.v1 import control_pb2 as pb
 from moonshard.worker import Worker
@@ -69,10 +71,23 @@ def follow_members(worker: Worker, dispatcher: LinkDispatcher, members: pb.Membe
     tell(_newer(worker, members))
     worker.lifetime.on_stop.append(lambda: dispatcher.give_up(f"the worker stops: {worker.lifetime.reason}"))
     worker.health.readiness = lambda: missing_shards(dispatcher) if worker.link.is_connected else "lost the router"
-    register_failover_metrics(worker.registry, worker.model_name, worker.rank, dispatcher.recovery, dispatcher.recheck)
-    dispatcher.recovery.tell = lambda suspicion: worker.link.send(suspicion_message(suspicion))
+    _tell_of(worker, dispatcher.recovery, dispatcher.recheck)
     dispatcher.recheck.alarm = lambda found: worker.link.send(disagreement_message(found, worker.topology))
     dispatcher.recheck.every = worker.config.attention.recheck_every
+
+
+def join_groups(worker: Worker) -> AllToAllDispatcher:
+    """all_to_all: the first group, and every later one. Blocks until all ranks have loaded. Raises TransportError."""
+    meeting = open_meeting(worker, is_shard=False)
+    worker.link.send(pb.WorkerMessage(loaded=pb.Loaded()))
+    dispatcher = AllToAllDispatcher(meeting, worker.spec, worker.config.timeouts.load_s)
+    _tell_of(worker, dispatcher.recovery, Recheck(worker.spec))  # there is no second copy to ask
+    return dispatcher
+
+
+def _tell_of(worker: Worker, recovery: Recovery, recheck: Recheck) -> None:
+    register_failover_metrics(worker.registry, worker.model_name, worker.rank, recovery, recheck)
+    recovery.tell = lambda suspicion: worker.link.send(suspicion_message(suspicion))
 
 
 def missing_shards(dispatcher: LinkDispatcher) -> str:

@@ -4,7 +4,7 @@ import queue
 from collections.abc import Callable, Collection
 
 from moonshard.attention.engine import Engine, Output
-from moonshard.attention.failover import follow_members, meet_shards
+from moonshard.attention.failover import follow_members, join_groups, meet_shards
 from moonshard.attention.grammar_desk import GrammarDesk
 from moonshard.attention.kv_cache import LatentCache
 from moonshard.attention.link_metrics import register_link_metrics
@@ -20,10 +20,8 @@ from moonshard.attention.wire import credits_to_proto
 from moonshard.errors import ConfigError, ProtocolMismatch, TransportTimeout
 from moonshard.grammar import GrammarEngine
 from moonshard.tokenizer import load_tokenizer
-from moonshard.transport.all_to_all import AllToAllDispatcher, join_group
 from moonshard.transport.contract import Dispatcher
 from moonshard.transport.links import LinkDispatcher
-from moonshard.transport.routing_table import RoutingTable
 from moonshard.v1 import control_pb2 as pb
 from moonshard.worker import Worker
 
@@ -38,14 +36,10 @@ def serve(worker: Worker) -> None:
     placed = FollowedPlacement(worker) if worker.spec.sums == "expert" else None
     routed = LateDispatcher()
     decoder, grammars = load_decoder(worker, routed), _grammars(worker)
-    members = _await_members(worker)
-    if members is None:
+    dispatcher = _meet_by_links(worker, placed) if worker.config.transport == "links" else join_groups(worker)
+    if dispatcher is None:
         return
-    routed.target = dispatcher = _meet(worker, members, placed.table if placed else None)
-    if isinstance(dispatcher, LinkDispatcher):
-        follow_members(worker, dispatcher, members)
-        if placed:
-            placed.attach(dispatcher)
+    routed.target = dispatcher
     try:
         engine = Engine(
             Scheduler(worker.config.attention), Runner(decoder, _cache(worker), worker.device), _lacking(dispatcher)
@@ -87,15 +81,16 @@ def _grammars(worker: Worker) -> GrammarEngine:
     return GrammarEngine(load_tokenizer(worker.config.checkpoint), model.vocab_size, model.eos_token_ids)
 
 
-def _meet(worker: Worker, members: pb.Members, table: RoutingTable | None) -> Dispatcher:
-    config = worker.config
-    if config.transport == "links":
-        return meet_shards(worker, members, table)
-    rank = worker.topology.attention_rank(worker.rank)
-    group = join_group(
-        config.collective_address, rank, worker.topology.world_size, worker.device, config.timeouts.join_s
-    )
-    return AllToAllDispatcher(group, worker.spec)
+def _meet_by_links(worker: Worker, placed: FollowedPlacement | None) -> Dispatcher | None:
+    """None when stopped before."""
+    worker.link.send(pb.WorkerMessage(loaded=pb.Loaded()))
+    if (members := _await_members(worker)) is None:
+        return None
+    dispatcher = meet_shards(worker, members, placed.table if placed else None)
+    follow_members(worker, dispatcher, members)
+    if placed:
+        placed.attach(dispatcher)
+    return dispatcher
 
 
 def _lacking(dispatcher: Dispatcher) -> Callable[[], Collection[int]]:

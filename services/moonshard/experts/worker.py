@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from moonshard.collective import open_meeting
 from moonshard.config import CellConfig
 from moonshard.errors import ConfigError
 from moonshard.experts.counters import LoadCounters
@@ -20,7 +21,7 @@ from moonshard.kernels import Precision
 from moonshard.model import native_experts
 from moonshard.model.checkpoint import Checkpoint
 from moonshard.model.experts import StackSlots, load_expert_stacks
-from moonshard.transport.all_to_all import AllToAllEndpoint, join_group
+from moonshard.transport.all_to_all import AllToAllEndpoint
 from moonshard.transport.contract import Endpoint
 from moonshard.transport.links import LinkEndpoint
 from moonshard.transport.links.address import advertised, tcp_address
@@ -128,12 +129,9 @@ def _open(worker: Worker, slots: Slots | None) -> Endpoint:
             worker.lifetime.on_forced_exit.append(lambda: Path(address.removeprefix("unix:")).unlink(missing_ok=True))
         _say_ready(worker, advertised(endpoint.address, worker.advertise_host))
         return endpoint
-    # The group forms only when the attention workers come, and they come when every shard has said it is ready.
-    _say_ready(worker, f"rank:{worker.rank}")
-    group = join_group(
-        config.collective_address, worker.rank, worker.topology.world_size, worker.device, config.timeouts.join_s
-    )
-    return AllToAllEndpoint(group, worker.spec)
+    meeting = open_meeting(worker, is_shard=True)
+    worker.link.send(pb.WorkerMessage(ready=pb.Ready(data_address=f"rank:{worker.rank}")))
+    return AllToAllEndpoint(meeting, worker.spec, worker.rank, worker.topology.num_attention)
 
 
 def listen_address(config: CellConfig, shard: int, advertise_host: str) -> str:

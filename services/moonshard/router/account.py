@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moonshard.router.admission import Demand, Room
 from moonshard.router.flight import Flight
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 
 # Steps' worth of prompts that a worker holds at most: one that runs, and one that is there when the router's next
 # message is still on its way. More would be a queue behind the queue.

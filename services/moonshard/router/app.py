@@ -16,7 +16,7 @@ from moonshard.health import Health
 from moonshard.metrics import RunningMetrics, serve_metrics
 from moonshard.placed import Placement
 from moonshard.router import cluster_service, inference_service, workers_service
-from moonshard.router.cell import Cell, recovery_s
+from moonshard.router.cell import Cell
 from moonshard.router.chat.tool_choice import ToolBinder
 from moonshard.router.chat.turn import Turns
 from moonshard.router.connections import Connections
@@ -30,7 +30,8 @@ from moonshard.router.gateway.loads import LoadMeter
 from moonshard.router.guard import Guard
 from moonshard.router.load import LoadBook
 from moonshard.router.load_metrics import register_load_metrics
-from moonshard.router.membership import Membership, Role
+from moonshard.router.members import Role
+from moonshard.router.membership import Membership
 from moonshard.router.metrics import RouterMetrics
 from moonshard.router.placement_metrics import register_placement_metrics
 from moonshard.router.placer import MoveLimits, Placer
@@ -94,7 +95,7 @@ class Router:
             load,
             time.monotonic,
             kv_events,
-            recovery_s(config),
+            config.timeouts.failover_s,
             self.placer,
         )
         self.cell.traces = TraceBook(config.metrics.traces_kept)

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
-from moonshard.config import CellConfig
 from moonshard.placed import Placement
 from moonshard.router.connections import Connection, Connections
 from moonshard.router.engine import Engine
 from moonshard.router.failover_metrics import Losses
 from moonshard.router.load import LoadBook
 from moonshard.router.load_wire import window_from_load
-from moonshard.router.membership import Membership, Outgoing, Role, Welcome, Worker, WorkerId, WorkerState
+from moonshard.router.members import Outgoing, Role, Welcome, Worker, WorkerId, WorkerState
+from moonshard.router.membership import Membership
 from moonshard.router.news_parts import in_parts
 from moonshard.router.placer import Placer
 from moonshard.router.rates import RateWindow
@@ -49,11 +49,6 @@ class CacheWatcher(Protocol):
     def receive(self, rank: int, events: Iterable[pb.KvEvent]) -> None: ...
 
     def forget(self, rank: int) -> None: ...
-
-
-def recovery_s(config: CellConfig) -> float:
-    """How long requests wait for lost workers. A group of all_to_all does not take anybody back yet."""
-    return config.timeouts.failover_s if config.transport == "links" else 0.0
 
 
 class Cell:
@@ -131,6 +126,8 @@ class Cell:
             self._suspect(worker_id, message.suspicion)
         elif kind == "alarm":
             self._take_alarm(worker_id, message.alarm)
+        elif kind == "loaded":
+            self._commit(*self.membership.loaded(worker_id))
         elif kind == "ready":
             self._ready(worker_id, message.ready)
         elif kind == "placed" and self.placer:
@@ -139,6 +136,8 @@ class Cell:
             self.placer.held(worker_id, message.held)
         elif kind == "routing":
             self.traces.add(worker_id.rank, message.routing.steps)
+        elif kind == "group_lost":
+            self._group_lost(worker_id, message.group_lost)
         elif kind == "kv_events":
             self._caches.receive(worker_id.rank, message.kv_events.events)
         else:
@@ -270,6 +269,10 @@ class Cell:
         self.losses.num_damaged += is_damage
         for rank in () if is_damage else alarm.ranks:
             self._connections.send(WorkerId(Role.EXPERT, rank), pb.RouterMessage(verify=pb.Verify()))
+
+    def _group_lost(self, worker_id: WorkerId, message: pb.GroupLost) -> None:
+        logger.warning("%s lost the group of epoch %d: %s", worker_id, message.epoch, message.reason)
+        self._commit(*self.membership.group_lost(message.epoch))
 
     def _commit(self, membership: Membership, outgoing: Iterable[Outgoing]) -> None:
         self.membership = membership

@@ -16,7 +16,7 @@ from moonshard.router.cell import Cell
 from moonshard.router.drains import Drains, Progress
 from moonshard.router.engine import Engine
 from moonshard.router.load_wire import load_response
-from moonshard.router.membership import WorkerId
+from moonshard.router.members import WorkerId
 from moonshard.router.operator_key import OperatorKey
 from moonshard.router.placement_wire import placement_response, progress_message
 from moonshard.router.placer import Placer

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from moonshard.router.flight import Flight
-from moonshard.router.membership import Role, WorkerId
+from moonshard.router.members import Role, WorkerId
 from moonshard.router.wire import admit_message
 from moonshard.v1 import control_pb2 as pb
 

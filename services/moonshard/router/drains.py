@@ -12,7 +12,7 @@ from moonshard.errors import FailedPrecondition, RequestError
 from moonshard.router.cell import Cell
 from moonshard.router.engine import Engine
 from moonshard.router.leaving import why_it_stays
-from moonshard.router.membership import Role, WorkerId, WorkerState
+from moonshard.router.members import Role, WorkerId, WorkerState
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from moonshard.router.expectations import AdmissionRate, comes_too_late, expecte
 from moonshard.router.fairness import Ledger
 from moonshard.router.fleet import Fleet
 from moonshard.router.flight import Flight, SequenceUpdate
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 from moonshard.router.metrics import ABORT, ERROR, RouterMetrics
 from moonshard.router.queue import Entry, FairQueue
 from moonshard.router.requests import Request

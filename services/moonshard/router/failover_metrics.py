@@ -8,7 +8,8 @@ from prometheus_client.core import CounterMetricFamily as Counter
 from prometheus_client.core import GaugeMetricFamily as Gauge
 
 from moonshard.metrics import Family, ScrapeCollector
-from moonshard.router.membership import Membership, Role
+from moonshard.router.members import Role
+from moonshard.router.membership import Membership
 
 
 class Losses:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from moonshard.router.account import FreeCredits, WorkerAccount
 from moonshard.router.admission import MAX_PASSED, Demand, Room
 from moonshard.router.flight import Flight
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 from moonshard.router.prefixes import PrefixIndex, chunk_hashes
 from moonshard.router.queue import Entry
 

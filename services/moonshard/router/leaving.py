@@ -1,6 +1,7 @@
 """Whether the cell can spare a worker now. Pure."""
 
-from moonshard.router.membership import Membership, Role, WorkerId, WorkerState
+from moonshard.router.members import Role, WorkerId, WorkerState
+from moonshard.router.membership import Membership
 
 
 def why_it_stays(membership: Membership, worker_id: WorkerId) -> str:

@@ -10,118 +10,39 @@ starts the next one, which the attention workers are told of; who holds an older
     lost      ──►    epoch + 1                       ──►   Members, to those that are ready
     (drain)          epoch + 1                       ──►   Members, without a shard that lives but is out of service
     ready     ──►    epoch + 1                       ──►   Members
+
+On all_to_all every epoch has a group of all shards and of the attention workers that have loaded. Every rank hears of
+it, and of the next one when a rank is lost, comes back, or says that an exchange failed.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
 from moonshard.errors import ConfigError
 from moonshard.placed import Placement, coverage_of
+from moonshard.router.members import (
+    BEFORE_READY,
+    Credits,
+    Members,
+    Outgoing,
+    Role,
+    ShardCopy,
+    Vitals,
+    Welcome,
+    Worker,
+    WorkerId,
+    WorkerState,
+)
 from moonshard.topology import Coverage, Topology, coverage
 
 MAX_NAMED = 4
 
 
-class Role(Enum):
-    ATTENTION = "attention"
-    EXPERT = "expert"
-
-
-class WorkerState(Enum):
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerId:
-    role: Role
-    rank: int
-
-    def __str__(self) -> str:
-        return f"{self.role.value}-{self.rank}"
-
-
-@dataclass(frozen=True, slots=True)
-class Credits:
-    """What an attention worker can take. block_size: tokens per KV block."""
-
-    block_size: int
-    num_blocks: int
-    max_num_seqs: int
-    max_step_tokens: int
-
-    @property
-    def kv_capacity(self) -> int:
-        """Tokens."""
-        return self.block_size * self.num_blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Vitals:
-    """The last heartbeat. Totals since the worker's start."""
-
-    progress: int = 0
-    loaded_bytes: int = 0
-    total_bytes: int = 0
-    tokens: int = 0
-    resident_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A joined worker. experts: logical experts of a shard, empty for an attention worker.
-
-    epoch: the last it heard of, from a router before this one.
-    """
-
-    id: WorkerId
-    pid: int
-    host: str
-    metrics_address: str
-    experts: range
-    checkpoint_id: str
-    epoch: int = 0
-    state: WorkerState = WorkerState.LOADING
-    data_address: str = ""
-    credits: Credits | None = None
-    vitals: Vitals = Vitals()
-
-    def describe(self) -> str:
-        return f"{self.id} (pid {self.pid})"
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardCopy:
-    shard: int
-    replica: int
-    data_address: str
-
-
-@dataclass(frozen=True, slots=True)
-class Members:
-    """copies: those that are ready, by rank."""
-
-    epoch: int
-    copies: tuple[ShardCopy, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    to: WorkerId
-    message: Welcome | Members
-
-
 @dataclass(frozen=True)
 class Membership:
-    """The committed state. needs_addresses: shards must tell a data address, as they do on links.
+    """The committed state. needs_addresses: shards must tell a data address, as they do on links, else there is a group
+    (all_to_all); group_epoch is that of the last one that was told.
 
     min_attention: attention workers that the first time takes, any of them; 0 is all. is_formed: that time has been.
     placement: where experts are; None is contiguous blocks.
@@ -136,13 +57,14 @@ class Membership:
     may_degrade: bool = False
     min_attention: int = 0
     placement: Placement | None = None
+    group_epoch: int = 0
 
     def join(self, worker: Worker) -> tuple["Membership", list[Outgoing]]:
         """Raises ConfigError when the worker does not belong here."""
         self._check_joining(worker)
         state = replace(self._with(worker), epoch=max(self.epoch, worker.epoch + 1 if worker.epoch else 0))
         messages = [Outgoing(worker.id, Welcome(state.epoch))]
-        if worker.id.role is Role.ATTENTION and state.coverage.complete:
+        if self.needs_addresses and worker.id.role is Role.ATTENTION and state.coverage.complete:
             messages.append(Outgoing(worker.id, state._members()))
         return state, messages
 
@@ -156,9 +78,23 @@ class Membership:
         state = replace(state, is_formed=self.is_formed or not any(True for _ in state._missing()))
         if worker_id.role is Role.ATTENTION:
             return state, []
+        if not self.needs_addresses:
+            return state._regrouped()
         if self.is_formed:
             state = replace(state, epoch=self.epoch + 1)
         return state, state._published()
+
+    def loaded(self, worker_id: WorkerId) -> tuple["Membership", list[Outgoing]]:
+        """An attention worker waits for the shards. Raises ConfigError for another, or when it was loaded before."""
+        worker = self.workers[worker_id]
+        if worker_id.role is not Role.ATTENTION or worker.state is not WorkerState.LOADING:
+            raise ConfigError("loaded", f"{worker_id} is {worker.state.value}, expected a loading attention worker")
+        state = self._with(replace(worker, state=WorkerState.LOADED))
+        return (state, []) if self.needs_addresses else state._regrouped()
+
+    def group_lost(self, epoch: int) -> tuple["Membership", list[Outgoing]]:
+        """The next group, unless there is one already: every rank of a broken group may say so."""
+        return self._regrouped() if epoch == self.group_epoch else (self, [])
 
     def heartbeat(self, worker_id: WorkerId, vitals: Vitals) -> "Membership":
         return self._with(replace(self.workers[worker_id], vitals=vitals))
@@ -166,6 +102,9 @@ class Membership:
     def lost(self, worker_id: WorkerId) -> tuple["Membership", list[Outgoing]]:
         """Without the worker, in the next epoch."""
         rest = {key: worker for key, worker in self.workers.items() if key != worker_id}
+        if not self.needs_addresses:
+            state, was_in_group = replace(self, workers=rest), self.workers[worker_id].state is not WorkerState.LOADING
+            return state._regrouped() if was_in_group and self.group_epoch else (state, [])
         state = replace(self, workers=rest, epoch=self.epoch + 1)
         was_serving = self.is_formed and worker_id.role is Role.EXPERT
         return state, state._published() if was_serving else []
@@ -228,6 +167,8 @@ class Membership:
                 yield f"{worker_id} is loading{_progress(worker.vitals)}"
             elif worker.state is WorkerState.DRAINING:
                 yield f"{worker_id} is drained"
+            elif worker.state is WorkerState.LOADED:
+                yield f"{worker_id} waits for the shards"
 
     def _expected(self) -> Iterator[WorkerId]:
         """All shards, and as many of the attention workers that are not ready as are still waited for."""
@@ -246,18 +187,33 @@ class Membership:
 
     def _members(self) -> Members:
         ready = [worker for worker in self._of(Role.EXPERT) if worker.state is WorkerState.READY]
-        return Members(self.epoch, tuple(self._copy(worker) for worker in ready))
+        return Members(self.epoch, tuple(self._copy(worker) for worker in ready), self._attention_of_group())
 
     def _copy(self, worker: Worker) -> ShardCopy:
         rank = worker.id.rank
         return ShardCopy(self.topology.shard_of(rank), self.topology.replica_of(rank), worker.data_address)
 
+    def _attention_of_group(self) -> tuple[int, ...]:
+        """By rank; none while the shards do not cover every expert."""
+        if self.needs_addresses or not self.coverage.complete:
+            return ()
+        return tuple(worker.id.rank for worker in self._of(Role.ATTENTION) if worker.state is not WorkerState.LOADING)
+
+    def _regrouped(self) -> tuple["Membership", list[Outgoing]]:
+        """The next epoch, told to every rank that can be in a group. The first group waits for everybody."""
+        present = [worker for worker in self.workers.values() if worker.state is not WorkerState.LOADING]
+        num_attention = sum(worker.id.role is Role.ATTENTION for worker in present)
+        is_everybody = self.coverage.complete and num_attention >= (self.min_attention or self.topology.num_attention)
+        if not (self.group_epoch or is_everybody):
+            return self, []
+        epoch = self.epoch + (1 if self.group_epoch else 0)
+        state = replace(self, epoch=epoch, group_epoch=epoch)
+        return state, [Outgoing(worker.id, state._members()) for worker in present]
+
     def _published(self) -> list[Outgoing]:
         """Members to the attention workers; those that have not met the shards yet wait until every expert is there."""
         complete = self.coverage.complete
-        told = [
-            w for w in self._of(Role.ATTENTION) if complete or (self.is_formed and w.state is not WorkerState.LOADING)
-        ]
+        told = [w for w in self._of(Role.ATTENTION) if complete or (self.is_formed and w.state not in BEFORE_READY)]
         return [Outgoing(worker.id, self._members()) for worker in told]
 
     def _check_joining(self, worker: Worker) -> None:
@@ -276,7 +232,7 @@ class Membership:
             raise ConfigError("experts", f"{worker.id} must hold {_span(expected)}, got {_span(worker.experts)}")
 
     def _check_ready(self, worker: Worker, data_address: str, credits: Credits | None) -> None:
-        if worker.state is not WorkerState.LOADING:
+        if worker.state not in BEFORE_READY:
             raise ConfigError("ready", f"{worker.id} is ready already")
         if worker.id.role is Role.EXPERT and self.needs_addresses and not data_address:
             raise ConfigError("data_address", f"{worker.id} must tell where its links listen, got none")

@@ -17,7 +17,7 @@ from moonshard.errors import ConfigError, FailedPrecondition, RequestError, Unav
 from moonshard.placed import Placement
 from moonshard.placement import Layer
 from moonshard.placement_steps import Step, steps
-from moonshard.router.membership import Role, Worker, WorkerId
+from moonshard.router.members import Role, Worker, WorkerId
 from moonshard.rpc.placements import newer, placement_to_proto
 from moonshard.topology import Topology
 from moonshard.v1 import control_pb2 as pb

@@ -6,7 +6,7 @@ from dataclasses import replace
 from moonshard.errors import ConfigError
 from moonshard.router.account import FreeCredits
 from moonshard.router.flight import Flight, SequenceUpdate
-from moonshard.router.membership import Credits, Members, Role, Vitals, Welcome, Worker, WorkerId, WorkerState
+from moonshard.router.members import Credits, Members, Role, Vitals, Welcome, Worker, WorkerId, WorkerState
 from moonshard.router.requests import Grammar
 from moonshard.rpc.codec import finish_from_proto, logprobs_from_proto, sampling_to_proto
 from moonshard.v1 import control_pb2 as pb
@@ -15,6 +15,7 @@ ROLES = {pb.ROLE_ATTENTION: Role.ATTENTION, pb.ROLE_EXPERT: Role.EXPERT}
 ROLE_NUMBERS = {role: number for number, role in ROLES.items()}
 STATE_NUMBERS = {
     WorkerState.LOADING: pb.WORKER_STATE_LOADING,
+    WorkerState.LOADED: pb.WORKER_STATE_LOADING,
     WorkerState.READY: pb.WORKER_STATE_READY,
     WorkerState.DRAINING: pb.WORKER_STATE_DRAINING,
 }
@@ -77,7 +78,7 @@ def membership_message(message: Welcome | Members, placement: pb.Placement | Non
     if isinstance(message, Welcome):
         return pb.RouterMessage(welcome=pb.Welcome(epoch=message.epoch, placement=placement))
     shards = [pb.Shard(shard=it.shard, replica=it.replica, data_address=it.data_address) for it in message.copies]
-    return pb.RouterMessage(members=pb.Members(epoch=message.epoch, shards=shards))
+    return pb.RouterMessage(members=pb.Members(epoch=message.epoch, shards=shards, attention=message.attention))
 
 
 def admit_message(flights: Sequence[Flight]) -> pb.RouterMessage:

@@ -19,7 +19,7 @@ Connect = Callable[[Callable[[], None], float], RouterLink]
 """connect(notify, timeout_s): a joined stream. Raises ConfigError or Unavailable."""
 
 
-_SAID_AGAIN = ("placed", "ready")
+_SAID_AGAIN = ("placed", "loaded", "ready")
 
 
 class LastingLink:
@@ -57,8 +57,8 @@ class LastingLink:
         return link is not None and not link.lost.is_set()
 
     def send(self, message: pb.WorkerMessage) -> None:
-        """Any thread, returns at once. Ready, and which placement is followed, are said again to every later router;
-        all else is lost without one."""
+        """Any thread, returns at once. Loaded, Ready and which placement is followed are said again to every later
+        router; all else is lost without one."""
         if (kind := message.WhichOneof("body")) in _SAID_AGAIN:
             self._said[kind] = message
         self._current.send(message)

@@ -78,6 +78,8 @@ class WorkerMessage(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
+    GROUP_LOST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___Join:
         """first message of a stream, once"""
@@ -110,6 +112,10 @@ class WorkerMessage(_message.Message):
     def routing(self) -> Global___RoutingSteps:
         """before the outputs of the same iteration"""
 
+    @_builtins.property
+    def loaded(self) -> Global___Loaded: ...
+    @_builtins.property
+    def group_lost(self) -> Global___GroupLost: ...
     def __init__(
         self,
         *,
@@ -125,12 +131,14 @@ class WorkerMessage(_message.Message):
         held: Global___Held | None = ...,
         alarm: Global___Alarm | None = ...,
         routing: Global___RoutingSteps | None = ...,
+        loaded: Global___Loaded | None = ...,
+        group_lost: Global___GroupLost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "routing", b"routing", "suspicion", b"suspicion"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "group_lost", b"group_lost", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "loaded", b"loaded", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "routing", b"routing", "suspicion", b"suspicion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "routing", b"routing", "suspicion", b"suspicion"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "body", b"body", "expert_load", b"expert_load", "group_lost", b"group_lost", "heartbeat", b"heartbeat", "held", b"held", "join", b"join", "kv_events", b"kv_events", "leave", b"leave", "loaded", b"loaded", "outputs", b"outputs", "placed", b"placed", "ready", b"ready", "routing", b"routing", "suspicion", b"suspicion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion", "placed", "held", "alarm", "routing"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["join", "heartbeat", "ready", "outputs", "leave", "kv_events", "expert_load", "suspicion", "placed", "held", "alarm", "routing", "loaded", "group_lost"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -234,6 +242,47 @@ class LayerRoute(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LayerRoute: _TypeAlias = LayerRoute  # noqa: Y015
+
+@_typing.final
+class Loaded(_message.Message):
+    """An attention worker has its weights and waits for the shards. Ready follows when it has met them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loaded: _TypeAlias = Loaded  # noqa: Y015
+
+@_typing.final
+class GroupLost(_message.Message):
+    """all_to_all: an exchange in this epoch's group failed, and not because the router has committed a newer one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupLost: _TypeAlias = GroupLost  # noqa: Y015
 
 @_typing.final
 class Suspicion(_message.Message):
@@ -970,24 +1019,32 @@ Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class Members(_message.Message):
-    """The committed membership, sent whole at every change."""
+    """The committed membership, sent whole at every change. On all_to_all every rank hears of it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]: ...
+    @_builtins.property
+    def attention(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """all_to_all: the attention workers that form this epoch's group with all shards, in rank order; none: nobody does,
+        until the next epoch.
+        """
+
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         shards: _abc.Iterable[Global___Shard] | None = ...,
+        attention: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "epoch", b"epoch", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 from moonshard.rpc.codec import finish_to_proto
 from moonshard.v1 import control_pb2 as pb
 from moonshard.v1.control_pb2_grpc import WorkersStub

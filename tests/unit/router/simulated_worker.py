@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moonshard.router.account import FreeCredits
 from moonshard.router.flight import Flight, SequenceUpdate
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 from moonshard.sampling import FinishReason
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from moonshard.placed import Placement
 from moonshard.router.leaving import why_it_stays
-from moonshard.router.membership import Credits, Membership, Role, Worker, WorkerId
+from moonshard.router.members import Credits, Role, Worker, WorkerId
+from moonshard.router.membership import Membership
 from moonshard.topology import Topology
 
 CREDITS = Credits(block_size=16, num_blocks=4, max_num_seqs=2, max_step_tokens=8)

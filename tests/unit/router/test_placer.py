@@ -7,7 +7,7 @@ import pytest
 from moonshard.errors import FailedPrecondition, RequestError, Unavailable
 from moonshard.placed import Placement
 from moonshard.placement import Layer
-from moonshard.router.membership import Role, Worker, WorkerId
+from moonshard.router.members import Role, Worker, WorkerId
 from moonshard.router.placer import MoveLimits, Placer
 from moonshard.rpc.placements import layers_from_proto, placement_to_proto
 from moonshard.topology import Topology

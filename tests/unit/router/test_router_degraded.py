@@ -61,7 +61,7 @@ def test_with_less_than_half_of_the_experts_it_does_not(num_left: int, serves: b
 
 
 def _with(state: Membership, role: pb.Role.ValueType, rank: int, experts: range) -> Membership:
-    from moonshard.router.membership import Credits, Role, Worker, WorkerId
+    from moonshard.router.members import Credits, Role, Worker, WorkerId
 
     worker_id = WorkerId(Role.EXPERT if role == pb.ROLE_EXPERT else Role.ATTENTION, rank)
     state, _ = state.join(Worker(worker_id, 7, "here", "here:1", experts, "c"))

@@ -12,7 +12,7 @@ from moonshard.router.answer import Answer
 from moonshard.router.engine import Engine
 from moonshard.router.flight import Flight, SequenceUpdate
 from moonshard.router.frontdoor import FrontDoor, Submission
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 from moonshard.router.metrics import RouterMetrics
 from moonshard.router.output import ChoiceDelta
 from moonshard.router.requests import Limits

@@ -13,7 +13,7 @@ import grpc
 import psutil
 import pytest
 
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 from moonshard.v1 import inference_pb2 as pb
 from tests.unit.router.fake_attention import FakeAttention, serving_peers
 from tests.unit.router.router_peers import END_OF_TURN, PeerCell, generate_request, small_config, started_router

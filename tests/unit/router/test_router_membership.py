@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from moonshard.errors import ConfigError
 from moonshard.placed import Placement
-from moonshard.router.membership import (
+from moonshard.router.members import (
     Credits,
     Members,
-    Membership,
     Outgoing,
     Role,
     ShardCopy,
@@ -23,6 +22,7 @@ from moonshard.router.membership import (
     WorkerId,
     WorkerState,
 )
+from moonshard.router.membership import Membership
 from moonshard.router.rates import RateWindow
 from moonshard.topology import Topology
 
@@ -183,12 +183,78 @@ def test_ready_twice_is_refused() -> None:
         _ready(_formed(), SHARDS[0])
 
 
-def test_all_to_all_needs_no_data_addresses() -> None:
-    state = Membership(Topology(4, 1, 1), "c", needs_addresses=False)
-    state, _ = state.join(Worker(SHARDS[0], 1, "h", "", range(4), "c"))
-    state, _ = state.ready(SHARDS[0], "", None)
-    state, messages = state.join(_worker(ATTENTION[0]))
-    assert messages[1].message == Members(1, (ShardCopy(0, 0, ""),))
+def _group() -> tuple[Membership, list[Outgoing]]:
+    """On all_to_all, with the first group just told."""
+    state, sent = Membership(TOPOLOGY, "c", needs_addresses=False), list[Outgoing]()
+    for worker_id in (*SHARDS, *ATTENTION):
+        state, _ = state.join(_worker(worker_id))
+    for shard in SHARDS:
+        state, messages = state.ready(shard, "", None)
+        sent += messages
+    for worker_id in ATTENTION:
+        assert sent == [], "the first group waits for everybody"
+        state, messages = state.loaded(worker_id)
+        sent += messages
+    return state, sent
+
+
+def _grouped(messages: Sequence[Outgoing]) -> tuple[set[WorkerId], set[tuple[int, tuple[int, ...]]]]:
+    """To whom, of which epochs with which attention workers."""
+    told = [(it.to, it.message) for it in messages if isinstance(it.message, Members)]
+    return {to for to, _ in told}, {(message.epoch, message.attention) for _, message in told}
+
+
+def test_a_group_is_told_to_every_rank_once_all_have_loaded() -> None:
+    state, sent = _group()
+    assert _grouped(sent) == ({*SHARDS, *ATTENTION}, {(1, (0, 1))})
+    assert not state.is_ready
+    for worker_id in ATTENTION:
+        state, messages = state.ready(worker_id, "", CREDITS)
+        assert messages == []
+    assert state.is_ready
+
+
+def test_a_lost_shard_ends_the_group_and_its_return_begins_the_next() -> None:
+    state, _ = _group()
+    state, messages = state.lost(SHARDS[1])
+    assert _grouped(messages) == ({SHARDS[0], SHARDS[2], *ATTENTION}, {(2, ())})
+    state, messages = state.join(_worker(SHARDS[1]))
+    assert _grouped(messages) == (set(), set())
+    state, messages = state.ready(SHARDS[1], "", None)
+    assert _grouped(messages) == ({*SHARDS, *ATTENTION}, {(3, (0, 1))})
+
+
+def test_a_lost_attention_worker_is_done_without_until_it_has_loaded() -> None:
+    state, _ = _group()
+    state, messages = state.lost(ATTENTION[0])
+    assert _grouped(messages) == ({*SHARDS, ATTENTION[1]}, {(2, (1,))})
+    state, _ = state.join(_worker(ATTENTION[0]))
+    gone, messages = state.lost(ATTENTION[0])
+    assert (gone.epoch, messages) == (2, []), "it was in no group"
+    state, messages = state.loaded(ATTENTION[0])
+    assert _grouped(messages) == ({*SHARDS, *ATTENTION}, {(3, (0, 1))})
+
+
+def test_a_group_that_broke_of_itself_is_followed_by_one_however_many_say_so() -> None:
+    state, _ = _group()
+    state, messages = state.group_lost(1)
+    assert _grouped(messages) == ({*SHARDS, *ATTENTION}, {(2, (0, 1))})
+    assert state.group_lost(1) == (state, [])
+
+
+def test_only_an_attention_worker_that_loads_can_have_loaded() -> None:
+    state, _ = _group()
+    with pytest.raises(ConfigError, match="attention-0 is loaded, expected a loading attention worker"):
+        state.loaded(ATTENTION[0])
+    with pytest.raises(ConfigError, match="expert-0 is ready"):
+        state.loaded(SHARDS[0])
+
+
+def test_on_links_nobody_waits_for_a_group() -> None:
+    state, _ = Membership(TOPOLOGY, "c").join(_worker(ATTENTION[0]))
+    state, messages = state.loaded(ATTENTION[0])
+    assert messages == []
+    assert "attention-0 waits for the shards" in state.describe_missing()
 
 
 def test_what_is_missing_is_cut_short() -> None:

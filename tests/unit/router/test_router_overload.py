@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from moonshard.errors import MoonshardError, Overloaded
 from moonshard.router.engine import Engine
 from moonshard.router.flight import Flight
-from moonshard.router.membership import Credits
+from moonshard.router.members import Credits
 from moonshard.router.metrics import RouterMetrics
 from moonshard.router.requests import Request
 from moonshard.sampling import SamplingParams

@@ -1,29 +1,32 @@
-"""The process group of one cell, its store, and the doorbell that ends a common sleep.
+"""The process group of one cell in one epoch, its store, and the doorbell that ends a common sleep.
 
 The group is built beside torch's process-wide default group, so that two workers can live in one process.
 """
 
-import socket
-import time
-from contextlib import ExitStack, suppress
-from datetime import timedelta
+import threading
+import traceback
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, ProcessGroup, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import ProcessGroup, TCPStore  # type: ignore[attr-defined]
 
-from moonshard.errors import ConfigError, PeerLost, TransportTimeout
+from moonshard.errors import PeerLost, TransportError, TransportTimeout
 from moonshard.transport.all_to_all.bell import Bell
 from moonshard.transport.all_to_all.presence import Presence, absent
 
-_RING_TIMEOUT = timedelta(seconds=5)
 _PROBES = 3
 _PROBE_PAUSE_S = 0.1
 
 
 class Group:
-    """Rank `rank` of `world_size` on `device`. `close` it from the thread that uses it; `ring` from any thread."""
+    """Rank `rank` of `world_size` on `device`. `close` it in the thread that uses it; `ring` and `interrupt` in any.
+
+    timeout_s: limit of every exchange. epoch: of the membership that it was formed under. attention: the numbers of its
+    attention workers, in rank order; set by whoever knows, for names and headers. instances: by rank; each process has
+    its own.
+    """
 
     def __init__(
         self,
@@ -33,25 +36,33 @@ class Group:
         presence: Presence,
         device: torch.device,
         timeout_s: float,
+        epoch: int = 0,
     ) -> None:
         """Blocks until every rank has told where its presence is."""
         self.process_group: ProcessGroup | None = process_group
         self.rank = process_group.rank()
         self.world_size = process_group.size()
         self.names = [f"rank {rank}" for rank in range(self.world_size)]
+        self.attention: tuple[int, ...] = ()
         self.device = device
         self.timeout_s = timeout_s
-        self._bell = Bell(store, ringer)
+        self.epoch = epoch
+        self.interruption = ""
+        self._stirred = threading.Event()
+        prefix = f"epoch/{epoch}/"
+        self._bell = Bell(store, ringer, prefix)
         self._presence = presence
-        store.set(f"presence/{self.rank}", presence.address)
-        self._addresses = [store.get(f"presence/{rank}").decode() for rank in range(self.world_size)]
+        store.set(f"{prefix}presence/{self.rank}", presence.address)
+        self._addresses = [store.get(f"{prefix}presence/{rank}").decode() for rank in range(self.world_size)]
+        self.instances = [address.split(" ")[2] for address in self._addresses]
 
     def all_gather(self, row: list[int], what: str) -> list[list[int]]:
         """Every rank's row of numbers, by rank. On CUDA this is the step's one host sync."""
         own = torch.tensor(row, dtype=torch.int64, device=self.device)
         rows = [torch.empty_like(own) for _ in range(self.world_size)]
         with translated(self, what):
-            dist.all_gather(rows, own, group=self.process_group)
+            work = dist.all_gather(rows, own, group=self.process_group, async_op=True)
+        self.wait(work, what)
         return [r.tolist() for r in rows]
 
     def all_gather_bytes(self, data: bytes, what: str) -> list[bytes]:
@@ -67,19 +78,33 @@ class Group:
             return dist.all_to_all_single(out, data, out_sizes, sizes, group=self.process_group, async_op=True)
 
     def wait(self, work: Any, what: str) -> None:
+        """Raises PeerLost or TransportTimeout; PeerLost at once after `interrupt`."""
         with translated(self, what):
+            if self.device.type == "cpu":
+                self._await_stir(work)
             work.wait()
+
+    def interrupt(self, reason: str) -> None:
+        """End the owner's wait, present or to come: the group is over. Any thread."""
+        self.interruption = self.interruption or reason
+        self._stirred.set()
+        self._bell.interrupt(reason)
+        if self.device.type == "cuda" and (group := self.process_group):
+            # Has never run: the owner hangs in a copy from the device until the kernels are told to end.
+            with suppress(RuntimeError):
+                group.abort()
 
     def ring(self, number: int) -> None:
         """End everyone's `sleep` at this bell, present or to come. Any thread."""
         self._bell.ring(number)
 
     def sleep(self, number: int, timeout_s: float) -> bool:
-        """Block until the bell is rung; False after timeout_s. Raises PeerLost when the store (rank 0) is gone."""
+        """Block until the bell is rung; False after timeout_s. Raises PeerLost when the store (rank 0) is gone, or
+        after `interrupt`."""
         try:
             rung = self._bell.sleep(number, timeout_s)
         except RuntimeError as error:
-            raise PeerLost(f"the store of rank 0 is gone: {_first_line(error)}") from error
+            raise PeerLost(self.interruption or f"the store of rank 0 is gone: {first_line(error)}") from error
         if rung and self.rank == 0 and number:
             self._bell.forget(number - 1)  # an agreement of all ranks lies between the two
         return rung
@@ -89,16 +114,41 @@ class Group:
         for _ in range(_PROBES):
             if others := [self.names[rank] for rank in absent(self._addresses) if rank != self.rank]:
                 return f"{', '.join(others)} gone"
-            time.sleep(_PROBE_PAUSE_S)  # a dying process closes its sockets one after the other
+            if self._stirred.wait(_PROBE_PAUSE_S):  # a dying process closes its sockets one after the other
+                break
         return "the connection to another rank broke"
 
     def close(self) -> None:
         """Leave the group. Never waits for the others, dead or alive."""
-        group, self.process_group = self.process_group, None
-        if group is None:
+        if self.process_group is None:
             return
-        self._bell.close()
+        # No name here for the process group: whoever drops the last one waits for it.
+        last, self.process_group = _Last(self.process_group), None
         self._presence.close()
+        threading.Thread(target=_bury, args=(last, self._bell), name="group-end", daemon=True).start()
+
+    def _await_stir(self, work: Any) -> None:
+        """gloo cannot be aborted: wait for its work, or for `interrupt`, whatever comes first."""
+        work.get_future().add_done_callback(lambda _: self._stirred.set())
+        if not self._stirred.wait(self.timeout_s):
+            raise RuntimeError("timed out")
+        self._stirred.clear()
+        if self.interruption:
+            raise RuntimeError(self.interruption)
+
+
+class _Last:
+    """The last reference to a process group, for the thread that lets it go."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group: ProcessGroup | None = group
+
+
+def _bury(last: _Last, bell: Bell) -> None:
+    """gloo's destructor waits for what is under way: until its sockets break, or for one time limit."""
+    bell.close()
+    group, last.group = last.group, None
+    if group is not None:
         with suppress(RuntimeError):
             group.abort()
 
@@ -113,83 +163,32 @@ class translated:  # noqa: N801  reads as a phrase: `with translated(group, "agr
     def __enter__(self) -> None:
         if self._group.process_group is None:
             raise PeerLost(f"{self._what}: rank {self._group.rank} has left the group")
+        if self._group.interruption:
+            raise PeerLost(f"{self._what}: {self._group.interruption}")
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, RuntimeError):
             return
         where = f"{self._what}, {self._group.names[self._group.rank]}"
-        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
-            raise TransportTimeout(f"{where}: no answer within {self._group.timeout_s:g} s") from error
-        raise PeerLost(f"{where}: {self._group.who_is_gone()}: {_first_line(error)}") from error
+        if self._group.interruption:
+            raise PeerLost(f"{where}: {self._group.interruption}") from error
+        raise translation(error, where, self._group.timeout_s, self._group.who_is_gone) from error
 
 
-def join_group(address: str, rank: int, world_size: int, device: torch.device | str, timeout_s: float) -> Group:
-    """Join the group whose store rank 0 hosts at `address` (host:port). Returns when all ranks are there.
-
-    timeout_s: limit for joining and for every later exchange. Raises ConfigError, PeerLost, TransportTimeout.
-    """
-    host, port = _parse(address)
-    device = torch.device(device)
-    timeout = timedelta(seconds=timeout_s)
-    if not 0 <= rank < world_size:
-        raise ConfigError("rank", f"must be in 0..{world_size - 1}, got {rank}")
-    try:
-        store = TCPStore(host, port, world_size, rank == 0, timeout, wait_for_workers=False)
-        ringer = TCPStore(host, port, world_size, False, timeout, wait_for_workers=False)
-        ringer.set_timeout(_RING_TIMEOUT)
-        own_host = _own_host(host)
-        group = _make_process_group(PrefixStore("group/", store), own_host, rank, world_size, device, timeout)
-        with ExitStack() as undo:
-            presence = Presence(own_host)
-            undo.callback(presence.close)
-            joined = Group(group, store, ringer, presence, device, timeout_s)
-            undo.pop_all()
-        return joined
-    except RuntimeError as error:
-        problem = f"rank {rank} of {world_size} cannot join the group at {address}: {_first_line(error)}"
-        timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()
-        raise (TransportTimeout if timed_out else PeerLost)(problem) from error
+def release(error: BaseException) -> None:
+    """Let go of what the frames of an error hold: an exchange that failed would keep the group's sockets open."""
+    cause: BaseException | None = error
+    while cause:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
 
 
-def _make_process_group(
-    store: PrefixStore, own_host: str, rank: int, world_size: int, device: torch.device, timeout: timedelta
-) -> ProcessGroup:
-    group = ProcessGroup(store, rank, world_size)
-    options: Any
-    backend: Any
-    if device.type == "cuda":
-        # This branch has never run: the project's machines have no CUDA device.
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timeout
-        torch.cuda.set_device(device)
-        backend = dist.ProcessGroupNCCL(store, rank, world_size, options)
-        kind = ProcessGroup.BackendType.NCCL
-    else:
-        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_host, lazy_init=False)]
-        options._timeout = timeout
-        backend = dist.ProcessGroupGloo(store, rank, world_size, options)
-        kind = ProcessGroup.BackendType.GLOO
-    group._set_default_backend(kind)
-    group._register_backend(device, kind, backend)
-    return group
+def translation(error: RuntimeError, where: str, timeout_s: float, who_is_gone: Any) -> TransportError:
+    """torch tells a limit that has passed from a broken connection by its words only."""
+    if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+        return TransportTimeout(f"{where}: no answer within {timeout_s:g} s")
+    return PeerLost(f"{where}: {who_is_gone()}: {first_line(error)}")
 
 
-def _own_host(store_host: str) -> str:
-    """Our address as seen by the store's host: gloo would take what the host name resolves to, often wrong."""
-    family, _, _, _, target = socket.getaddrinfo(store_host, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(target)
-        own: str = probe.getsockname()[0]
-        return own
-
-
-def _parse(address: str) -> tuple[str, int]:
-    host, _, port = address.removeprefix("tcp:").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError("address", f"must be host:port, got {address!r}")
-    return host.strip("[]"), int(port)
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]

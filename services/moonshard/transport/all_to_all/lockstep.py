@@ -1,11 +1,15 @@
 """What both sides of the lockstep share: the step agreement, the common sleep, and the shape of the messages.
 
-A step begins with one small all-gather of [rows, epoch, step]. All buffers of the step follow from it, so nothing
-is counted inside a layer. When nobody has rows, all ranks sleep at a numbered bell until one of them rings it.
+A step begins with one small all-gather of [rows, epoch, step, place]. All buffers of the step follow from it, so
+nothing is counted inside a layer. `place` is where in spec.moe_layers a rank's rows begin: 0, but for a step that a
+lost rank interrupted and a new group goes on with. The step begins at the lowest place of all; before its own, a rank
+has no rows. When nobody has rows, all ranks sleep at a numbered bell until one of them rings it.
 
 Each attention rank sends all of its T rows to every shard; the shard masks what is not its own. A rank without rows
 sends bare headers, which keeps the check of step and layer.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +24,9 @@ _ALIGNMENT = 64  # every message starts aligned, so that its parts can be viewed
 
 
 class Lockstep:
-    """One rank's place in the common sequence of steps. `rows`: row count of every attention worker in this step."""
+    """The common sequence of steps of one group. `rows`: row count of every attention worker in this step, `place`
+    where the step begins. sources: the attention workers' numbers, in rank order.
+    """
 
     def __init__(self, group: Group, spec: WireSpec) -> None:
         """Compares the WireSpec of all ranks. Raises ProtocolMismatch naming field, rank and both values.
@@ -28,34 +34,43 @@ class Lockstep:
         The group belongs to the caller's side from here on: it is closed when this fails.
         """
         self.group = group
-        self.spec = spec
+        self.spec = replace(spec, epoch=group.epoch or spec.epoch)
         self.num_sources = group.world_size - spec.num_shards
+        self.sources = group.attention or tuple(range(self.num_sources))
         self.step = -1
+        self.place = 0
         self.bell = 0
         self.asleep = False
         self.rows = [0] * max(0, self.num_sources)
+        self._places = list(self.rows)
         self._unchecked: list[tuple[str, Header, Tensor]] = []
         try:
             self._check_world()
             shards = [f"shard {shard}" for shard in range(spec.num_shards)]
-            group.names = shards + [f"attention worker {source}" for source in range(self.num_sources)]
+            group.names = shards + [f"attention worker {source}" for source in self.sources]
             self._compare_specs()
         except BaseException:
             group.close()
             raise
 
-    def agree(self, num_rows: int) -> bool:
+    def agree(self, num_rows: int, place: int = 0) -> bool:
         """Begin the next step together; True when some rank has rows. Blocks until every rank is here."""
         self._check_late_headers()
         self.step += 1
         what = f"agreement on step {self.step}"
-        table = self.group.all_gather([num_rows, self.spec.epoch, self.step], what)
-        for rank, (_, epoch, step) in enumerate(table):
+        table = self.group.all_gather([num_rows, self.spec.epoch, self.step, place], what)
+        for rank, (_, epoch, step, _) in enumerate(table):
             wire.expect(f"{what}, rank {rank}", "epoch", self.spec.epoch, epoch)
             wire.expect(f"{what}, rank {rank}", "step", self.step, step)
         self.rows = [row[0] for row in table[self.spec.num_shards :]]
+        self._places = [row[3] for row in table[self.spec.num_shards :]]
+        self.place = min((at for rows, at in zip(self.rows, self._places, strict=True) if rows), default=0)
         self.asleep = not any(self.rows)
         return not self.asleep
+
+    def rows_at(self, place: int) -> list[int]:
+        """Row count of every attention worker in one layer."""
+        return [rows if at <= place else 0 for rows, at in zip(self.rows, self._places, strict=True)]
 
     def sleep(self, timeout_s: float) -> bool:
         """Sleep with the others until the bell; False after timeout_s, still asleep."""
@@ -74,11 +89,11 @@ class Lockstep:
         self.bell += 1
         self.asleep = False
 
-    def dispatch_header(self, source: int, layer: int) -> Header:
-        return wire.dispatch_header(self.spec, source, self.step, layer, self.rows[source])
+    def dispatch_header(self, source: int, layer: int, num_rows: int) -> Header:
+        return wire.dispatch_header(self.spec, source, self.step, layer, num_rows)
 
-    def reply_header(self, shard: int, source: int, layer: int) -> Header:
-        return wire.reply_header(self.spec, shard, self.step, layer, self.rows[source])
+    def reply_header(self, shard: int, layer: int, num_rows: int) -> Header:
+        return wire.reply_header(self.spec, shard, self.step, layer, num_rows)
 
     def check(self, what: str, expected: Header, message: Tensor) -> None:
         """Check a message's header: at once on the CPU, before the next step on CUDA (a copy would stall the layer)."""

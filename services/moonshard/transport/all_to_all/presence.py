@@ -10,12 +10,12 @@ _PROBE_TIMEOUT_S = 0.5
 
 
 class Presence:
-    """Our own sign of life at `address` ("host port"), until closed."""
+    """Our own sign of life at `address` ("host port instance"), until closed. instance: tells processes apart."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, instance: str) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, 0), family=family, backlog=128)
-        self.address = f"{host} {self._socket.getsockname()[1]}"
+        self.address = f"{host} {self._socket.getsockname()[1]} {instance}"
 
     def close(self) -> None:
         self._socket.close()
@@ -27,7 +27,7 @@ def absent(addresses: Sequence[str]) -> list[int]:
 
 
 def _lives(address: str) -> bool:
-    host, port = address.split(" ")
+    host, port, _ = address.split(" ")
     try:
         socket.create_connection((host, int(port)), _PROBE_TIMEOUT_S).close()
     except OSError:
