@@ -142,7 +142,9 @@ class Router:
         binder = ToolBinder(model.tokenizer, grammars.schema_problem)
         inference = inference_service.InferenceService(model, self.door, Turns(model, grammars, binder))
         add_InferenceServicer_to_server(inference, self._server.server)
-        add_WorkersServicer_to_server(workers_service.WorkersService(self.cell), self._server.server)
+        add_WorkersServicer_to_server(
+            workers_service.WorkersService(self.cell, self._server.door.pause), self._server.server
+        )
         add_ClusterServicer_to_server(self._cluster, self._server.server)
         if model.gateway:
             loads = LoadMeter(config, self.cell, self.engine, time.monotonic)

@@ -1,7 +1,7 @@
 """moonshard.v1.Workers: one stream per worker, for as long as it lives."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from moonshard.errors import ConfigError, Unavailable
@@ -14,8 +14,11 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Workers"].full_name
 
 
 class WorkersService(WorkersServicer):
-    def __init__(self, cell: Cell) -> None:
+    """pause: between two parts of what a worker says."""
+
+    def __init__(self, cell: Cell, pause: Callable[[], Awaitable[None]]) -> None:
         self._cell = cell
+        self._pause = pause
 
     async def Join(
         self, request_iterator: AsyncIterator[pb.WorkerMessage], context: Any
@@ -50,7 +53,7 @@ class WorkersService(WorkersServicer):
                 connection.last_words = message.leave.reason
             elif kind == "outputs":
                 for _ in self._cell.deliver(connection.worker_id, message.outputs):
-                    await asyncio.sleep(0)
+                    await self._pause()
             else:
                 self._cell.receive(connection.worker_id, message)
 

@@ -9,6 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from moonshard.errors import ConfigError
+from moonshard.rpc.door import Door
 from moonshard.rpc.status import ErrorInterceptor, Identify
 from moonshard.rpc.tls import ServerTls, server_credentials
 
@@ -53,7 +54,8 @@ class RpcServer:
         options = [*KEEPALIVE, *message_limits(max_message_mb), ("grpc.so_reuseport", 0)]
         if max_connection_age_s:
             options.append(("grpc.max_connection_age_ms", round(max_connection_age_s * 1000)))
-        self.server = grpc.aio.server(interceptors=(ErrorInterceptor(identify),), options=options)
+        self.door = Door()
+        self.server = grpc.aio.server(interceptors=(ErrorInterceptor(identify, self.door.came),), options=options)
         self._reflection = reflection
         self._entries = (WHOLE_SERVER, *service_names)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -99,14 +99,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     Identify; what it finds, and the call's deadline, is `current_caller()` within the call.
     """
 
-    def __init__(self, identify: Identify | None = None) -> None:
+    def __init__(self, identify: Identify | None = None, came: Callable[[], None] | None = None) -> None:
+        """came: told of every call."""
         self._identify = identify
+        self._came = came
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
+        if self._came:
+            self._came()
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
