@@ -271,7 +271,9 @@ class Cell:
             self._connections.send(WorkerId(Role.EXPERT, rank), pb.RouterMessage(verify=pb.Verify()))
 
     def _group_lost(self, worker_id: WorkerId, message: pb.GroupLost) -> None:
-        logger.warning("%s lost the group of epoch %d: %s", worker_id, message.epoch, message.reason)
+        is_news = message.epoch == self.membership.group_epoch  # the other ranks say so as well
+        level = logging.WARNING if is_news else logging.DEBUG
+        logger.log(level, "%s lost the group of epoch %d: %s", worker_id, message.epoch, message.reason)
         self._commit(*self.membership.group_lost(message.epoch))
 
     def _commit(self, membership: Membership, outgoing: Iterable[Outgoing]) -> None:
