@@ -111,6 +111,23 @@ def test_a_placement_outlives_shards_and_router(up: Callable[..., CommandLineCel
         assert layers_from_proto(client.placement().layers)[1] == blocks
 
 
+def test_a_shard_whose_experts_all_have_copies_is_not_missed(up: Callable[..., CommandLineCell]) -> None:
+    cell, everything = up("--shards", "2", "--redundant-slots", "192"), tuple(range(384))
+    with Client(cell.router_address) as client:
+        before = greedy(client, PROMPT, 8)
+        apply(client, dict.fromkeys((1, 2), (everything, everything)))
+        assert client.status().coverage.min_copies == 2
+        drained = list(client.drain(pb.ROLE_EXPERT, 1, waits=False, finish_s=None, timeout_s=APPLY_S))
+        assert drained[-1].is_drained
+        assert greedy(client, PROMPT, 8) == before
+        client.undrain(pb.ROLE_EXPERT, 1)
+        victim = cell.member("expert-0")
+        victim.send_signal(signal.SIGSTOP)  # so that it cannot come back too soon
+        victim.send_signal(signal.SIGKILL)
+        assert greedy(client, PROMPT, 8) == before
+    cell.await_member("expert-0", APPLY_S)
+
+
 def test_what_cannot_be_applied(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with running_cell(tiny_checkpoint, tmp_path, num_shards=2, experts={"redundant_slots": 1}) as (_, client):
         low, high = contiguous(384, 2)
