@@ -1,9 +1,8 @@
 """How the command line and the launcher are let in by a router: certificates and keys, from files, never arguments."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import click
 
 from moonshard.config import RouterConfig, read_secret
 from moonshard.rpc.tls import ClientTls, worker_tls
@@ -56,11 +55,18 @@ class Access:
         return _bearer(self.operator_key)
 
 
+# Not click's context: typer brings a click of its own, which the package click knows nothing of.
+_given: ContextVar[Access | None] = ContextVar("access", default=None)
+
+
+def give_access(access: Access) -> None:
+    """What the options before the subcommand said, for the command that follows."""
+    _given.set(access)
+
+
 def given_access() -> Access:
-    """What the options before the subcommand said; plain text and no keys outside of the command line."""
-    context = click.get_current_context(silent=True)
-    found = context.find_root().obj if context else None
-    return found if isinstance(found, Access) else Access()
+    """As `give_access` was told; plain text and no keys outside of the command line."""
+    return _given.get() or Access()
 
 
 def first_api_key(path: Path) -> str | None:

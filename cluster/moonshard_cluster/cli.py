@@ -9,7 +9,7 @@ from rich.console import Console
 
 import moonshard
 from moonshard.errors import CheckpointError, ConfigError, MoonshardError, RequestError
-from moonshard_cluster.access import Access
+from moonshard_cluster.access import Access, give_access
 from moonshard_cluster.commands import (
     ask,
     bench,
@@ -48,7 +48,6 @@ def _file(option: str, text: str) -> Any:
 
 @app.callback()
 def _root(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="and exit")] = False,
     tls_ca: Annotated[Path | None, _file("--tls-ca", "PEM of the authority to trust; turns TLS on")] = None,
     tls_cert: Annotated[Path | None, _file("--tls-cert", "PEM certificate to bring, for mutual TLS")] = None,
@@ -56,7 +55,7 @@ def _root(
     api_key_file: Annotated[Path | None, _file("--api-key-file", "file with the API key to bring")] = None,
     operator_key_file: Annotated[Path | None, _file("--operator-key-file", "file with the operator's key")] = None,
 ) -> None:
-    context.obj = Access.of_files(tls_ca, tls_cert, tls_key, api_key_file, operator_key_file)
+    give_access(Access.of_files(tls_ca, tls_cert, tls_key, api_key_file, operator_key_file))
 
 
 app.command("up")(up.up)
