@@ -8,6 +8,7 @@ As root, on the tiny demo; one shard is behind a network of its own (tests/integ
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from moonshard_cluster.demo.checkpoint import write_demo
@@ -31,9 +32,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "tiny"
         write_demo(checkpoint, DemoSpec.tiny())
-        with network_cell(checkpoint, Path(folder), NUM_SHARDS, given.replicas) as cell:
-            fault = cell.network.cut if given.fault == "cut" else lambda port: cell.network.lose(port, LOSS)
-            for number in range(given.times):
+        for number in range(given.times):
+            # With replicas a copy that had a fault is not asked again while the other answers: a fresh cell asks it.
+            folder_of_round = Path(folder) / str(number)
+            folder_of_round.mkdir()
+            with network_cell(checkpoint, folder_of_round, NUM_SHARDS, given.replicas) as cell:
+                fault = cell.network.cut if given.fault == "cut" else partial(cell.network.lose, share=LOSS)
                 found = suffer(cell, fault, (given.streams, MAX_TOKENS, LIMIT_S), given.seconds)
                 print(  # noqa: T201
                     f"{number}: {found.num_streams} streams, {found.num_failed} failed, "

@@ -15,14 +15,12 @@ FAULT_S = 10.0
 LOSS = 0.3
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "with replicas"])
-def cell(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[NetworkCell]:
+@pytest.fixture(params=[1, 2], ids=["alone", "with replicas"])
+def cell(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path) -> Iterator[NetworkCell]:
+    """A fresh one each time: with replicas a copy that had a fault is not asked again while the other answers."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("network")
-    with network_cell(tiny_checkpoint, folder, num_shards=2, num_replicas=request.param) as started:
+    with network_cell(tiny_checkpoint, tmp_path, num_shards=2, num_replicas=request.param) as started:
         yield started
 
 
