@@ -30,5 +30,7 @@ def test_a_link_cut_both_ways(cell: NetworkCell) -> None:
 
 
 def test_packet_loss(cell: NetworkCell) -> None:
+    if cell.client.status().num_replicas > 1:
+        pytest.skip("workers choose which copy they ask: the lossy link may carry nothing at all")
     report = suffer(cell, lambda port: cell.network.lose(port, LOSS), LOAD, FAULT_S)
     assert report.passed, report

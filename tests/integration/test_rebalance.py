@@ -60,7 +60,9 @@ def moving(client: Client) -> Iterator[list[int]]:
 
 def test_counts_and_answers_while_experts_move(routed: Routed, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Two attention workers, each shard twice, every layer placed anew again and again."""
-    settings = {**MOVABLE, "num_attention": 2, "num_replicas": 2, "metrics": OPEN}
+    # Rows that are hedged or computed twice for comparison are counted twice, where they are computed.
+    once = {"attention": {"recheck_every": 0}, "timeouts": {"hedge_s": 30.0}}
+    settings = {**MOVABLE, **once, "num_attention": 2, "num_replicas": 2, "metrics": OPEN}
     with running_cell(tiny_checkpoint, tmp_path, **settings) as (_, client):
         with moving(client) as loaded, ThreadPoolExecutor(CROWD) as pool:
             answers = list(pool.map(lambda prompt: greedy(client, prompt, MAX_TOKENS), routed.prompts))
